@@ -1,0 +1,23 @@
+"""edgeredux: takes a model that works and makes it fit a device, with a verdict that can be trusted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgeredux.jobs import run as run
+    from edgeredux.loading import load as load
+    from edgeredux.report import Report as Report
+
+# Nothing heavy is imported before one of these is used.
+_LAZY = {"run": "edgeredux.jobs", "load": "edgeredux.loading", "Report": "edgeredux.report"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'edgeredux' has no attribute {name!r}")

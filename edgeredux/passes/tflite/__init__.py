@@ -1,0 +1,6 @@
+"""TFLite passes, one a file. Name -> "module:Class"."""
+
+TABLE = {
+    "tflite_int8_dynamic": "edgeredux.passes.tflite.quantize:TfliteInt8Dynamic",
+    "tflite_int8_static": "edgeredux.passes.tflite.quantize:TfliteInt8Static",
+}

@@ -1,0 +1,8 @@
+"""Runners: one device, runtime or simulator a file. Name -> "module:Class"."""
+
+TABLE = {
+    "onnxruntime": "edgeredux.runners.onnxruntime_cpu:OnnxRuntimeCpu",
+    "litert": "edgeredux.runners.litert:Litert",
+    "vela": "edgeredux.runners.vela:Vela",
+    "qnn": "edgeredux.runners.qnn:Qnn",
+}
