@@ -10,6 +10,7 @@ from edgeredux.errors import DataError
 from edgeredux.seams import Feed
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Task: TypeAlias = Literal["embedding", "classification", "causal-lm", "generic"]
@@ -38,6 +39,7 @@ class Model:
     pooling: Literal["mean", "cls"] = "mean"
     labels: tuple[str, ...] = ()  # class names of a classifier
     is_transformers: bool = False
+    examples: Mapping[str, np.ndarray[Any, Any]] | None = None  # example inputs of a module that takes no text
     history: tuple[str, ...] = ()
 
     def after(self, module: torch.nn.Module, line: str) -> Model:
@@ -65,7 +67,10 @@ class Model:
 
         with torch.inference_mode():
             outputs = self.forward({name: torch.from_numpy(feed[name]) for name in self.input_names})
-        return {name: value.float().numpy() if value.is_floating_point() else value.numpy() for name, value in outputs.items()}
+        return {
+            name: value.float().numpy() if value.is_floating_point() else value.numpy()
+            for name, value in outputs.items()
+        }
 
     def encode(self, texts: Sequence[str], *, pad_to: int | None = None) -> Feed:
         """One int64 batch for `texts`, padded to the longest or to `pad_to` tokens, cut to max_length."""

@@ -61,8 +61,6 @@ def create(
     except ValidationError as problem:
         first = problem.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise error(
-            one_line(f"{where}: {name}.{place}: {first['msg']} (given: {first.get('input')!r})")
-        ) from problem
+        raise error(one_line(f"{where}: {name}.{place}: {first['msg']} (given: {first.get('input')!r})")) from problem
     except (TypeError, ValueError) as problem:
         raise error(one_line(f"{where}: {name}: {problem}")) from problem
