@@ -124,7 +124,7 @@ def python_docs() -> list[str]:
             joined = " ".join(line.strip() for line in lines)
             for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z\"*])", joined):
                 letters = sum(character.isalpha() or character == " " for character in sentence)
-                if 20 <= len(sentence) <= 400 and letters >= 0.8 * len(sentence):
+                if 20 <= len(sentence) <= 400 and letters >= 0.7 * len(sentence):
                     sentences.append(sentence)
     return sentences
 

@@ -1,9 +1,9 @@
 """How much of the dense model's behaviour is left, per task, each number with a paired bootstrap interval.
 
-    embedding        quality = mean cosine to the dense embedding; agreement_top1 = share of held-out texts whose nearest
-                     other text is the same one (rank correlation with labels forgives damage that neighbours show)
-    classification   quality = accuracy against labels, or agreement with the dense model's class where there are none
-    causal-lm        quality = perplexity per token (lower is better); agreement_top1 = same next token as the dense model
+    embedding        quality = mean cosine to the dense embedding; agreement_top1 = share of held-out texts whose
+                     nearest other text is the same (rank correlation with labels forgives what neighbours show)
+    classification   quality = accuracy against labels, or agreement with the dense model's class without labels
+    causal-lm        quality = perplexity per token (lower is better); agreement_top1 = same next token as dense
     generic          quality = mean cosine to the dense model's outputs
 
 Intervals: percentile bootstrap over texts, 95 %, 1000 resamples (Efron & Tibshirani 1993, ch. 13), the same resamples

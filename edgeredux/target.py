@@ -1,0 +1,126 @@
+"""Targets: a device with its runtimes, which sparsity pays there, its energy model and its default budget. Data only.
+
+One file is one target. `hardware` and `energy` figures are {value, unit, source} so that each says where it is from.
+The first runtime is the primary one: the report calls it by the target's name, the others `target:runner`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from edgeredux import registry
+from edgeredux.errors import TargetError, one_line, unknown
+from edgeredux.recipe import Budget, check_budget, explain
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RuntimeSection(_Section):
+    """One way to run a model on the target."""
+
+    runner: str
+    format: Literal["onnx", "tflite"]
+    options: dict[str, Any] = {}
+
+
+class SparsityRule(_Section):
+    """Whether zeros of a pattern pay here, from which share of zeros on, and how that is known."""
+
+    pattern: str
+    pays: bool
+    from_zeros: Annotated[float, Field(ge=0, lt=1)] | None = None
+    source: str
+
+
+class EnergySection(_Section):
+    """Meters to try in order, and the model to fall back on (always marked estimated)."""
+
+    meter: list[str] = []
+    model: dict[str, Any] | None = None
+
+
+class SourceLine(_Section):
+    """Where a figure comes from."""
+
+    figure: str
+    url: str
+    date: str
+
+
+class Target(_Section):
+    """A device and how to judge a model on it."""
+
+    name: str
+    description: str
+    hardware: dict[str, Any] = {}
+    runtimes: Annotated[list[RuntimeSection], Field(min_length=1)]
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None  # None: the recipe's
+    sparsity: list[SparsityRule] = []
+    energy: EnergySection = EnergySection()
+    budget: Budget = {}
+    sources: list[SourceLine] = []
+    _budget = field_validator("budget")(check_budget)
+
+    def runtime(self, runner: str, where: str) -> RuntimeSection:
+        """The runtime with this runner. Raises TargetError naming those there are."""
+        for section in self.runtimes:
+            if section.runner == runner:
+                return section
+        raise TargetError(unknown("runtime", runner, [r.runner for r in self.runtimes], where))
+
+    def entry(self, runner: str) -> str:
+        """What the report calls the target under this runner."""
+        return self.name if self.runtimes[0].runner == runner else f"{self.name}:{runner}"
+
+    def sha256(self) -> str:
+        """Hash of everything the target says."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def shipped() -> dict[str, Path]:
+    """The targets that come with the package, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "targets").glob("*.yaml"))}
+
+
+def load(target: str) -> Target:
+    """The target by shipped name or by file. Raises TargetError in one line with what is allowed."""
+    path = Path(target).expanduser()
+    if target in shipped():
+        path = shipped()[target]
+    elif not path.is_file():
+        if path.suffix in (".yaml", ".yml") or "/" in target:
+            raise TargetError(f"target {target}: no such file")
+        raise TargetError(unknown("target", target, shipped(), "target") + ", or a .yaml file")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as problem:
+        raise TargetError(one_line(f"target {target}: cannot be read: {problem}")) from problem
+    except (yaml.YAMLError, RecursionError, ValueError) as problem:
+        raise TargetError(one_line(f"target {target}: no YAML: {problem}", 300)) from problem
+    if not isinstance(data, Mapping):
+        raise TargetError(f"target {target}: it must hold a mapping of keys, not {type(data).__name__}")
+    where = f"target {path.stem if target in shipped() else target}"
+    try:
+        parsed = Target.model_validate(data)
+    except ValidationError as problem:
+        raise TargetError(explain(problem, where, Target)) from problem
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", parsed.name):
+        raise TargetError(f"{where}: name {parsed.name!r}: letters, digits, '.', '_', '-' only, at most 64")
+    for section in parsed.runtimes:
+        registry.check_name("runner", section.runner, where, TargetError)
+    for name in parsed.energy.meter:
+        registry.check_name("meter", name, where, TargetError)
+    names = [section.runner for section in parsed.runtimes]
+    if len(set(names)) != len(names):
+        raise TargetError(f"{where}: a runner is listed twice: {', '.join(names)}")
+    return parsed
