@@ -17,16 +17,15 @@ Task: TypeAlias = Literal["embedding", "classification", "causal-lm", "generic"]
 TASKS: tuple[str, ...] = get_args(Task)
 
 
-@dataclass(frozen=True)
-class Model:
-    """A module in eval mode and its interface.
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """What goes into a model and what comes out of it, whatever executes it.
 
     `input_names` are forward's argument names in order; `axes` names the dynamic axes of each input and output, e.g.
     {"input_ids": ("batch", "sequence"), "last_hidden_state": ("batch", "sequence", None)} where None is a fixed axis.
     Names and axes are Optimum's. `pooling` ("mean" or "cls") turns last_hidden_state into sentence embeddings.
     """
 
-    module: torch.nn.Module
     name: str
     task: Task
     input_names: tuple[str, ...]
@@ -38,8 +37,36 @@ class Model:
     max_length: int = 128  # tokens a text is cut to
     pooling: Literal["mean", "cls"] = "mean"
     labels: tuple[str, ...] = ()  # class names of a classifier
+    examples: Mapping[str, np.ndarray[Any, Any]] | None = None  # example inputs of a model that takes no text
+
+    def encode(self, texts: Sequence[str], *, pad_to: int | None = None) -> Feed:
+        """One int64 batch for `texts`, padded to the longest or to `pad_to` tokens, cut to max_length."""
+        if self.tokenizer is None:
+            raise DataError(f"model {self.name}: it has no tokenizer, so text cannot be its input")
+        batch = self.tokenizer(
+            list(texts),
+            padding="max_length" if pad_to else True,
+            truncation=True,
+            max_length=pad_to or self.max_length,
+            return_tensors="np",
+        )
+        feed: Feed = {}
+        for name in self.input_names:
+            if name in batch:
+                feed[name] = batch[name].astype("int64")
+            elif name == "token_type_ids":
+                feed[name] = batch["input_ids"].astype("int64") * 0
+            else:
+                raise DataError(f"model {self.name}: the tokenizer gives no {name!r}")
+        return feed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Interface):
+    """A PyTorch module in eval mode with its interface."""
+
+    module: torch.nn.Module
     is_transformers: bool = False
-    examples: Mapping[str, np.ndarray[Any, Any]] | None = None  # example inputs of a module that takes no text
     history: tuple[str, ...] = ()
 
     def after(self, module: torch.nn.Module, line: str) -> Model:
@@ -71,24 +98,3 @@ class Model:
             name: value.float().numpy() if value.is_floating_point() else value.numpy()
             for name, value in outputs.items()
         }
-
-    def encode(self, texts: Sequence[str], *, pad_to: int | None = None) -> Feed:
-        """One int64 batch for `texts`, padded to the longest or to `pad_to` tokens, cut to max_length."""
-        if self.tokenizer is None:
-            raise DataError(f"model {self.name}: it has no tokenizer, so text cannot be its input")
-        batch = self.tokenizer(
-            list(texts),
-            padding="max_length" if pad_to else True,
-            truncation=True,
-            max_length=pad_to or self.max_length,
-            return_tensors="np",
-        )
-        feed: Feed = {}
-        for name in self.input_names:
-            if name in batch:
-                feed[name] = batch[name].astype("int64")
-            elif name == "token_type_ids":
-                feed[name] = batch["input_ids"].astype("int64") * 0
-            else:
-                raise DataError(f"model {self.name}: the tokenizer gives no {name!r}")
-        return feed
