@@ -1,0 +1,158 @@
+"""The interface of a model that comes as a finished graph (.onnx or .tflite), read without executing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeredux.errors import ArtifactError, ModelError, one_line
+from edgeredux.model import Interface
+from edgeredux.sources import Source
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_TOKEN_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+
+
+def interface(source: Source, max_length: int, sequence: int, scratch_log: Path) -> Interface:
+    """The interface of a graph source. Runs in an isolated child: foreign files may crash their readers."""
+    from edgeredux import isolated
+
+    function = "edgeredux.graph_source:read_onnx" if source.kind == "onnx" else "edgeredux.graph_source:read_tflite"
+    found = isolated.call(function, {"path": str(source.path)}, log=scratch_log, what=f"model {source.text}")
+    inputs: dict[str, tuple[str, list[Any]]] = found["inputs"]
+    outputs: dict[str, tuple[str, list[Any]]] = found["outputs"]
+    assert source.path is not None
+    tokenizer = _tokenizer(source.path.parent, source) if set(inputs) <= _TOKEN_INPUTS else None
+    axes = {name: _axes(name, shape) for name, (_, shape) in [*inputs.items(), *outputs.items()]}
+    examples = None
+    if tokenizer is None:
+        examples = {name: _example(name, kind, shape, sequence, found) for name, (kind, shape) in inputs.items()}
+    return Interface(
+        name=source.path.stem,
+        task=_task(outputs, text=tokenizer is not None),
+        input_names=tuple(inputs),
+        output_names=tuple(outputs),
+        axes=axes,
+        source=source.text,
+        sha256=source.sha256,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        examples=examples,
+    )
+
+
+def read_onnx(path: str) -> dict[str, Any]:
+    """Inputs and outputs {name: (numpy dtype, shape with ints and axis names)} and embedding row counts."""
+    import google.protobuf.message
+    import onnx
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+        onnx.checker.check_model(path, full_check=False)
+    except (google.protobuf.message.DecodeError, onnx.checker.ValidationError, RuntimeError, OSError) as problem:
+        raise ArtifactError(one_line(f"model {path}: no valid ONNX file: {problem}", 300)) from problem
+    graph = model.graph
+    stored = {item.name: list(item.dims) for item in graph.initializer}
+
+    def describe(values: Any) -> dict[str, tuple[str, list[Any]]]:
+        found = {}
+        for value in values:
+            if value.name in stored:
+                continue
+            if not value.type.HasField("tensor_type"):
+                raise ArtifactError(f"model {path}: {value.name!r} is no tensor; only tensors can be fed")
+            tensor = value.type.tensor_type
+            shape = [d.dim_value if d.HasField("dim_value") else (d.dim_param or "?") for d in tensor.shape.dim]
+            found[value.name] = (onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name, shape)
+        return found
+
+    rows = {n.input[1]: stored[n.input[0]][0] for n in graph.node if n.op_type == "Gather" and n.input[0] in stored}
+    inputs, outputs = describe(graph.input), describe(graph.output)
+    if not inputs or not outputs:
+        raise ArtifactError(f"model {path}: the graph has no input or no output")
+    return {"inputs": inputs, "outputs": outputs, "rows": rows}
+
+
+def read_tflite(path: str) -> dict[str, Any]:
+    """As `read_onnx`, for a TFLite file: names of its first signature, or of its tensors."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as problem:
+        raise ArtifactError("TFLite files need LiteRT: pip install 'edgeredux[tflite]'") from problem
+    try:
+        interpreter = Interpreter(model_path=path)
+        signatures = interpreter.get_signature_list()
+        if signatures:
+            runner = interpreter.get_signature_runner(next(iter(signatures)))
+            inputs, outputs = runner.get_input_details(), runner.get_output_details()
+        else:
+            inputs = {item["name"]: item for item in interpreter.get_input_details()}
+            outputs = {item["name"]: item for item in interpreter.get_output_details()}
+    except (ValueError, RuntimeError) as problem:
+        raise ArtifactError(one_line(f"model {path}: no valid TFLite file: {problem}", 300)) from problem
+
+    def describe(values: Any) -> dict[str, tuple[str, list[Any]]]:
+        return {name: (item["dtype"].__name__, [int(size) for size in item["shape"]]) for name, item in values.items()}
+
+    return {"inputs": describe(inputs), "outputs": describe(outputs), "rows": {}}
+
+
+def _tokenizer(folder: Path, source: Source) -> Any:
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    import transformers
+
+    try:
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    except Exception as problem:
+        raise ModelError(one_line(f"model {source.text}: tokenizer.json cannot be read: {problem}")) from problem
+    if tokenizer.pad_token is None:
+        known = tokenizer.get_vocab()
+        pad = next((name for name in ("[PAD]", "<pad>", "</s>", "<|endoftext|>") if name in known), None)
+        if pad is None:
+            raise ModelError(f"model {source.text}: tokenizer.json has no padding token ([PAD] or <pad>)")
+        tokenizer.pad_token = pad
+    return tokenizer
+
+
+def _axes(name: str, shape: list[Any]) -> tuple[str | None, ...]:
+    named: list[str | None] = []
+    for index, size in enumerate(shape):
+        if isinstance(size, int) and size > 0:
+            named.append(None)
+        elif index == 0:
+            named.append("batch")
+        elif name in _TOKEN_INPUTS or index == 1:
+            named.append("sequence")
+        else:
+            named.append(str(size))
+    return tuple(named)
+
+
+def _example(name: str, kind: str, shape: list[Any], sequence: int, found: dict[str, Any]) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    sizes = [s if isinstance(s, int) and s > 0 else (1 if i == 0 else sequence) for i, s in enumerate(shape)]
+    dtype = np.dtype(kind)
+    generator = np.random.default_rng(0)
+    if np.issubdtype(dtype, np.floating):
+        return generator.standard_normal(sizes).astype(dtype)
+    if dtype == np.bool_:
+        return np.ones(sizes, dtype)
+    if "mask" in name:
+        return np.ones(sizes, dtype)
+    top = int(found["rows"].get(name, 2))
+    info = np.iinfo(dtype)
+    if top == 2 and dtype.itemsize == 1:  # quantised pixels or samples: the whole range
+        return generator.integers(info.min, info.max, sizes, endpoint=True).astype(dtype)
+    return generator.integers(0, top, sizes).astype(dtype)
+
+
+def _task(outputs: dict[str, tuple[str, list[Any]]], *, text: bool) -> Any:
+    if text and "last_hidden_state" in outputs:
+        return "embedding"
+    if text and "logits" in outputs:
+        return "causal-lm" if len(outputs["logits"][1]) == 3 else "classification"
+    return "generic"
