@@ -1,0 +1,240 @@
+"""Everything that can be checked before the first second of work, and the result of having checked it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeredux import __version__, bundle, graph_source, loading, registry, sources
+from edgeredux import recipe as recipes
+from edgeredux import target as targets
+from edgeredux.errors import DataError, RecipeError, StorageError, TargetError
+from edgeredux.feeds import Feeder, make_feeder
+from edgeredux.model import Interface, Model
+from edgeredux.recipe import ArtifactSection, Budget, Recipe
+from edgeredux.seams import Exporter, Pass, ReduceStep, Runner
+from edgeredux.sources import Source
+from edgeredux.target import RuntimeSection, Target
+
+
+@dataclass(frozen=True)
+class Use:
+    """One runtime of one target, the artifacts compared there, and the budget (the target's, then the recipe's)."""
+
+    target: Target
+    runtime: RuntimeSection
+    runner: Runner
+    entry: str
+    dense: str
+    reduced: str
+    budget: Budget
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done. Nothing in it is checked again later."""
+
+    recipe: Recipe
+    source: Source
+    interface: Interface  # a Model, unless the source is a graph
+    feeder: Feeder
+    uses: tuple[Use, ...]
+    steps: tuple[tuple[str, dict[str, Any], ReduceStep], ...]
+    exporters: Mapping[str, Exporter]  # by artifact name; empty for a graph source
+    passes: Mapping[str, tuple[tuple[str, Pass], ...]]  # by artifact name
+    out: Path
+    notes: tuple[str, ...]
+
+    @property
+    def model(self) -> Model | None:
+        """The dense PyTorch model; None when the source is a graph."""
+        return self.interface if isinstance(self.interface, Model) else None
+
+    def artifact(self, name: str) -> ArtifactSection:
+        """The recipe's section of an artifact."""
+        return self.recipe.artifacts[name]
+
+    def wanted(self) -> list[tuple[Literal["dense", "reduced"], str]]:
+        """The artifacts the uses need, each once, in the recipe's order."""
+        dense = {use.dense for use in self.uses}
+        reduced = {use.reduced for use in self.uses}
+        if self.primary is not None:
+            reduced.add(self.primary)
+        found: list[tuple[Literal["dense", "reduced"], str]] = [
+            ("dense", n) for n in self.recipe.artifacts if n in dense
+        ]
+        return found + [("reduced", n) for n in self.recipe.artifacts if n in reduced]
+
+    @property
+    def primary(self) -> str | None:
+        """The reduced artifact at the bundle's top: the recipe's choice, else the first ONNX one in use."""
+        if self.recipe.primary is not None:
+            usable = self.source.kind not in ("onnx", "tflite")
+            if usable or self.artifact(self.recipe.primary).format == self.source.kind:
+                return self.recipe.primary
+        return next((use.reduced for use in self.uses if use.runtime.format == "onnx"), None)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this run: a folder made with another identity is refused."""
+        return {
+            "edgeredux": __version__,
+            "recipe": self.recipe.sha256(),
+            "model": self.source.sha256,
+            "data": self.feeder.data.sha256,
+            "targets": {use.entry: use.target.sha256() for use in self.uses},
+        }
+
+
+def make(
+    recipe: Recipe,
+    out: Path,
+    *,
+    only_targets: Sequence[str] | None,
+    upto: bundle.Stage,
+    log: Path,
+) -> Plan:
+    """Check everything and say what will be done. Raises an error of the tree; writes nothing into `out`."""
+    bundle.check_out(out)
+    chosen = _uses(recipe, only_targets)
+    source = sources.resolve(recipe.model)
+    notes: list[str] = []
+    graph = source.kind in ("onnx", "tflite")
+    if graph:
+        if recipe.reduce:
+            names = ", ".join(name for name, _ in recipe.reduce)
+            notes.append(f"reduce skipped ({names}): the model is a finished {source.kind} graph, not PyTorch")
+        notes.append(f"export skipped: the model is a finished {source.kind} graph")
+        fits = [use for use in chosen if use.runtime.format == source.kind]
+        for use in chosen:
+            if use not in fits:
+                reason = f"{use.entry} skipped: it takes {use.runtime.format}, and the model is a finished {source.kind} graph"
+                if only_targets is not None and not any(f.target.name == use.target.name for f in fits):
+                    raise TargetError(reason + "; give the PyTorch model, or a target that takes this format")
+                notes.append(reason)
+        chosen = fits
+        if not chosen:
+            raise TargetError(f"none of the recipe's targets takes {source.kind}; choose one with --target")
+    if upto == "profiled":
+        for use in chosen:
+            use.runner.check(use.runtime.options)
+    steps = _steps(recipe) if not graph else ()
+    needed = {name for use in chosen for name in (use.dense, use.reduced)}
+    if recipe.primary is not None:
+        needed.add(recipe.primary)
+    passes = {name: _passes(recipe, name) for name in needed}
+    exporters = {name: _exporter(recipe, name) for name in needed} if not graph else {}
+    interface: Interface
+    if graph:
+        interface = graph_source.interface(source, recipe.max_length, recipe.measure.sequence, log)
+    else:
+        interface = loading.load(
+            source, task=recipe.task, max_length=recipe.max_length, remote_code=recipe.trust_remote_code
+        )
+        for _, _, step in steps:
+            step.check(interface)
+        if upto != "reduced":
+            for exporter in exporters.values():
+                exporter.check(interface)
+    feeder = make_feeder(interface, recipe.data, recipe.seed)
+    feeder.labels()
+    if recipe.task == "classification" and recipe.data.label is None and recipe.data.source != "python-docs":
+        raise DataError(f"data {recipe.data.source}: no label column was named; add --set data.label=NAME")
+    _check_space(out, source, interface, len(steps), 2 * len(needed))
+    return Plan(recipe, source, interface, feeder, chosen, steps, exporters, passes, out, tuple(notes))
+
+
+def _uses(recipe: Recipe, only: Sequence[str] | None) -> tuple[Use, ...]:
+    uses: list[Use] = []
+    for name in only if only else recipe.targets:
+        target = targets.load(name)
+        where = f"recipe {recipe.name}: targets.{target.name}"
+        said = recipe.targets.get(target.name) or recipe.targets.get(name)
+        if said is None:
+            said = _like(recipe, target)
+        for runner_name, section in said.items():
+            runtime = target.runtime(runner_name, where)
+            for side in (section.dense, section.reduced):
+                if recipe.artifacts[side].format != runtime.format:
+                    given = recipe.artifacts[side].format
+                    raise RecipeError(f"{where}.{runner_name}: takes {runtime.format}, artifact {side!r} is {given}")
+            runner = registry.create("runner", runner_name, {}, where)
+            budget = {**target.budget, **section.budget} if runtime == target.runtimes[0] else dict(section.budget)
+            entry = target.entry(runner_name)
+            uses.append(Use(target, runtime, runner, entry, section.dense, section.reduced, budget))
+    entries = [use.entry for use in uses]
+    if not entries:
+        raise RecipeError(f"recipe {recipe.name}: no targets; name some in the recipe or with --target")
+    if len(set(entries)) != len(entries):
+        raise TargetError(f"a target is named twice: {', '.join(sorted(entries))}")
+    return tuple(uses)
+
+
+def _like(recipe: Recipe, target: Target) -> dict[str, recipes.UseSection]:
+    """For a target the recipe does not name: the artifacts that a named target with the same runner compares."""
+    found: dict[str, recipes.UseSection] = {}
+    for runtime in target.runtimes:
+        for uses in recipe.targets.values():
+            if runtime.runner in uses and runtime.runner not in found:
+                model = uses[runtime.runner]
+                found[runtime.runner] = recipes.UseSection(dense=model.dense, reduced=model.reduced)
+    if not found:
+        runners = ", ".join(runtime.runner for runtime in target.runtimes)
+        raise TargetError(
+            f"target {target.name}: recipe {recipe.name} has no artifacts for its runner ({runners}); "
+            "say which under targets: in the recipe"
+        )
+    return found
+
+
+def _steps(recipe: Recipe) -> tuple[tuple[str, dict[str, Any], ReduceStep], ...]:
+    made = []
+    for index, (name, options) in enumerate(recipe.reduce):
+        where = f"recipe {recipe.name}: reduce.{index}"
+        made.append((name, options, registry.create("reduce step", name, options, where)))
+    return tuple(made)
+
+
+def _passes(recipe: Recipe, artifact: str) -> tuple[tuple[str, Pass], ...]:
+    section = recipe.artifacts[artifact]
+    made = []
+    for name, options in section.passes:
+        where = f"recipe {recipe.name}: artifacts.{artifact}"
+        step: Pass = registry.create("pass", name, options, where)
+        if step.format != section.format:
+            raise RecipeError(f"{where}: pass {name!r} is for {step.format}, the artifact is {section.format}")
+        made.append((name, step))
+    return tuple(made)
+
+
+def _exporter(recipe: Recipe, artifact: str) -> Exporter:
+    section = recipe.artifacts[artifact]
+    where = f"recipe {recipe.name}: artifacts.{artifact}"
+    name = section.exporter or recipe.exporters.get(section.format)
+    if name is None:
+        raise RecipeError(f"{where}: no exporter for {section.format}; name one under exporters:")
+    exporter: Exporter = registry.create("exporter", name, section.options, where)
+    if exporter.format != section.format:
+        raise RecipeError(f"{where}: exporter {name!r} writes {exporter.format}, the artifact is {section.format}")
+    return exporter
+
+
+def _check_space(out: Path, source: Source, interface: Interface, steps: int, artifacts: int) -> None:
+    if isinstance(interface, Model):
+        size = 4 * interface.parameters()
+    else:
+        assert source.path is not None
+        size = source.path.stat().st_size
+    # Per step a model and its checkpoint with two moments; per artifact the export and one intermediate; 32 MB of rest.
+    needed = size * (5 * steps + 2 * artifacts) + (32 << 20)
+    place = out.absolute().parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise StorageError(
+            f"{out}: about {needed >> 20} MB are needed there and {free >> 20} MB are free; free some space or choose "
+            "another --out"
+        )
