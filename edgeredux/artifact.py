@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -37,6 +38,12 @@ class Change:
         return {"step": self.step, "changed": self.changed, "why": self.why, **self.details}
 
 
+def change_from_json(said: Mapping[str, Any]) -> Change:
+    """The Change that `Change.to_json` wrote."""
+    details = {name: value for name, value in said.items() if name not in ("step", "changed", "why")}
+    return Change(said["step"], said["changed"], said["why"], details)
+
+
 @dataclass(frozen=True)
 class Artifact:
     """An ONNX or TFLite file. `name` is unique in a bundle, `role` says whose function it is."""
@@ -58,11 +65,16 @@ class Artifact:
             raise ArtifactError(f"{path}: unknown model format {path.suffix!r}. Allowed: .onnx, .tflite")
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file")
-        size = path.stat().st_size
-        external = path.with_name(path.name + ".data")  # torch.onnx keeps weights beyond 2 GB there
-        if external.is_file():
-            size += external.stat().st_size
-        return cls(name, role, suffix, path, sha256_file(path), size, history)  # type: ignore[arg-type]
+        found = cls(name, role, suffix, path, sha256_file(path), path.stat().st_size, history)  # type: ignore[arg-type]
+        if found.data_path is not None:
+            found = replace(found, size_bytes=found.size_bytes + found.data_path.stat().st_size)
+        return found
+
+    @property
+    def data_path(self) -> Path | None:
+        """The external weights of an ONNX file beyond 2 GB, beside it with suffix .data; None where there are none."""
+        beside = self.path.with_name(self.path.name + ".data")
+        return beside if beside.is_file() else None
 
     def after(self, path: Path, change: Change) -> Artifact:
         """The artifact that a pass made of this one: new bytes, one more line of history."""

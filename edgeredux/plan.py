@@ -107,10 +107,12 @@ def make(
             names = ", ".join(name for name, _ in recipe.reduce)
             notes.append(f"reduce skipped ({names}): the model is a finished {source.kind} graph, not PyTorch")
         notes.append(f"export skipped: the model is a finished {source.kind} graph")
-        fits = [use for use in chosen if use.runtime.format == source.kind]
+        fits = tuple(use for use in chosen if use.runtime.format == source.kind)
         for use in chosen:
             if use not in fits:
-                reason = f"{use.entry} skipped: it takes {use.runtime.format}, and the model is a finished {source.kind} graph"
+                reason = (
+                    f"{use.entry} skipped: it takes {use.runtime.format}, the model is a finished {source.kind} graph"
+                )
                 if only_targets is not None and not any(f.target.name == use.target.name for f in fits):
                     raise TargetError(reason + "; give the PyTorch model, or a target that takes this format")
                 notes.append(reason)
@@ -138,6 +140,14 @@ def make(
         if upto != "reduced":
             for exporter in exporters.values():
                 exporter.check(interface)
+    if interface.tokenizer is not None:
+        for name in needed:
+            length = recipe.artifacts[name].shapes.get("sequence", interface.max_length)
+            if length < interface.max_length:
+                raise RecipeError(
+                    f"recipe {recipe.name}: artifacts.{name}: sequence {length} is shorter than max_length "
+                    f"{interface.max_length}: texts would be cut; make max_length at most {length}"
+                )
     feeder = make_feeder(interface, recipe.data, recipe.seed)
     feeder.labels()
     if recipe.task == "classification" and recipe.data.label is None and recipe.data.source != "python-docs":

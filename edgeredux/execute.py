@@ -1,0 +1,83 @@
+"""Outputs of a model file under its reference runtime on this machine: ONNX Runtime's CPU provider, or LiteRT.
+
+Runs in an isolated child: a hostile or unsupported file may crash its runtime, and that is one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeredux import isolated
+from edgeredux.errors import ArtifactError, one_line
+from edgeredux.seams import Feed
+
+
+def execute(path: Path, feeds: Sequence[Feed], *, log: Path, threads: int = 1) -> list[Feed]:
+    """One Feed of outputs by name per feed. Raises ArtifactError when the file cannot be read or executed."""
+    function = "run_onnx" if path.suffix == ".onnx" else "run_tflite"
+    arguments = {"path": str(path), "feeds": list(feeds), "threads": threads}
+    outputs: list[Feed] = isolated.call(f"edgeredux.execute:{function}", arguments, log=log, what=path.name)
+    return outputs
+
+
+def run_onnx(path: str, feeds: Sequence[Feed], threads: int) -> list[Feed]:
+    """The child's part for ONNX: default optimisations, CPU provider only. Inputs the graph lacks are left out."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as problem:
+        raise ArtifactError(one_line(f"{Path(path).name}: ONNX Runtime cannot load it: {problem}", 300)) from problem
+    wanted = {item.name for item in session.get_inputs()}
+    names = [item.name for item in session.get_outputs()]
+    found: list[Feed] = []
+    for feed in feeds:
+        try:
+            values = session.run(names, {name: value for name, value in feed.items() if name in wanted})
+        except Exception as problem:
+            raise ArtifactError(one_line(f"{Path(path).name}: cannot be executed: {problem}", 300)) from problem
+        found.append(dict(zip(names, values, strict=True)))
+    return found
+
+
+def run_tflite(path: str, feeds: Sequence[Feed], threads: int) -> list[Feed]:
+    """The child's part for TFLite: the first signature by name, or tensors by name where there is none."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        interpreter = Interpreter(model_path=path, num_threads=threads)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as problem:
+        raise ArtifactError(one_line(f"{Path(path).name}: LiteRT cannot load it: {problem}", 300)) from problem
+    call = _signature(interpreter) if interpreter.get_signature_list() else _tensors(interpreter)
+    try:
+        return [call(feed) for feed in feeds]
+    except (ValueError, RuntimeError, KeyError) as problem:
+        raise ArtifactError(one_line(f"{Path(path).name}: cannot be executed: {problem}", 300)) from problem
+
+
+def _signature(interpreter: Any) -> Any:
+    runner = interpreter.get_signature_runner(next(iter(interpreter.get_signature_list())))
+    details = runner.get_input_details()
+
+    def call(feed: Feed) -> Feed:
+        return dict(runner(**{name: feed[name].astype(item["dtype"]) for name, item in details.items()}))
+
+    return call
+
+
+def _tensors(interpreter: Any) -> Any:
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def call(feed: Feed) -> Feed:
+        for item in inputs:
+            interpreter.set_tensor(item["index"], feed[item["name"]].astype(item["dtype"]))
+        interpreter.invoke()
+        return {item["name"]: interpreter.get_tensor(item["index"]) for item in outputs}
+
+    return call
