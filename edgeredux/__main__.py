@@ -1,0 +1,5 @@
+"""python -m edgeredux"""
+
+from edgeredux.cli import main
+
+main()
