@@ -35,6 +35,8 @@ _BESIDE = (
     "chat_template.jinja",
 )
 
+_SAMPLES = 4
+
 
 def report(
     plan: Plan,
@@ -104,6 +106,8 @@ def publish(
             bundle.place(artifact.path, fresh / "model.onnx")
     for name, path in files.items():
         bundle.place(path, fresh / name)
+    if exported is not None:
+        _write_samples(plan, fresh / "samples")
     text = yaml.safe_dump(plan.recipe.to_json(), sort_keys=False, allow_unicode=True)
     (fresh / "recipe.yaml").write_text(text, encoding="utf-8")
     if found.stage == "profiled":
@@ -139,6 +143,19 @@ def publish(
     (fresh / bundle.MANIFEST).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     out.parent.mkdir(parents=True, exist_ok=True)
     bundle.publish(fresh, out)
+
+
+def _write_samples(plan: Plan, folder: Path) -> None:
+    """A few real inputs per target, at its shapes, so that an installed model can be tried without the data."""
+    import numpy as np
+
+    folder.mkdir()
+    for use in plan.uses:
+        if use.runtime != use.target.runtimes[0]:
+            continue
+        feeds = plan.feeder.singles("calibration", plan.artifact(use.reduced).shapes, limit=_SAMPLES)
+        named = {f"{index:03d}/{name}": value for index, feed in enumerate(feeds) for name, value in feed.items()}
+        np.savez(folder / f"{use.target.name}.npz", **named)  # type: ignore[arg-type]
 
 
 def _readings(profile: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,9 +20,8 @@ from edgeredux import __version__
 from edgeredux.errors import EdgereduxError, InternalError, StorageError, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from edgeredux.report import Report
+    from edgeredux.seams import Progress
 
 app = typer.Typer(
     name="edgeredux",
@@ -374,7 +373,7 @@ class _Drawing:
         self._task: Any = None
         self._said = ""
 
-    def __enter__(self) -> Callable[[str, float, float], None]:
+    def __enter__(self) -> Progress:
         if not self._quiet and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn

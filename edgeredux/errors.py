@@ -75,5 +75,5 @@ def unknown(what: str, given: str, allowed: Iterable[str], where: str) -> str:
     """The message for a name that does not exist: where, the nearest one, the allowed ones."""
     names = sorted(allowed)
     near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{where}: unknown {what} {given!r}{hint} Allowed: {', '.join(names) or 'none'}".replace("?; ", "? ")
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"{where}: unknown {what} {given!r}{hint} Allowed: {', '.join(names) or 'none'}"

@@ -112,7 +112,8 @@ def ratio(part: AnyReading, whole: AnyReading, how: str) -> AnyReading:
     for name, reading in (("numerator", part), ("denominator", whole)):
         if isinstance(reading, Missing):
             return Missing(f"{name} missing: {reading.reason}")
-    assert isinstance(part, Reading) and isinstance(whole, Reading)
+    assert isinstance(part, Reading)
+    assert isinstance(whole, Reading)
     if part.unit != whole.unit:
         return Missing(f"units differ: {part.unit} and {whole.unit}")
     if whole.value <= 0:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeredux.execute import execute
 from edgeredux.feeds import Feeder
 from edgeredux.model import Interface, Model
 from edgeredux.quality import Yardstick, answer, judge_answers
@@ -36,6 +37,19 @@ def of_model(model: Model, feeder: Feeder, seed: int) -> Reference:
         again += rows(model, model.run(batch), batch)
     yardstick = Yardstick(model.task, tuple(singles), answers, feeder.labels(), model.pooling, model.output_names)
     how = "the dense PyTorch model against itself: one sample at a time, and in padded batches"
+    return Reference(answers, judge_answers(yardstick, again, "measured", how, seed))
+
+
+def of_graph(path: Path, interface: Interface, feeder: Feeder, seed: int, log: Path) -> Reference:
+    """Answers of a finished graph under its reference runtime on this machine, taken twice (its own noise)."""
+    feeds = feeder.singles("evaluation", {})
+    first = execute(path, feeds, log=log)
+    answers = tuple(take(interface, out, feed) for out, feed in zip(first, feeds, strict=True))
+    again = [take(interface, out, feed) for out, feed in zip(execute(path, feeds, log=log), feeds, strict=True)]
+    yardstick = Yardstick(
+        interface.task, tuple(feeds), answers, feeder.labels(), interface.pooling, interface.output_names
+    )
+    how = "the graph as given against itself, executed twice on this machine"
     return Reference(answers, judge_answers(yardstick, again, "measured", how, seed))
 
 

@@ -1,0 +1,113 @@
+"""Install from a bundle what one target needs, and prove in the new place that it answers as it did before.
+
+The installed folder holds the target's artifact, what its compiler made, the tokenizer and config, and install.json
+(hashes, runtime, how to feed it). It is all there or not there. Targets on this machine only: a target that is another
+device is refused with what would be needed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from edgeredux import bundle, parity
+from edgeredux import target as targets
+from edgeredux.artifact import sha256_file
+from edgeredux.errors import BundleError, EnvironmentProblem
+from edgeredux.execute import execute
+from edgeredux.seams import Feed, Tolerance
+
+# Same bytes on the same machine: only the thread count may change the order of additions.
+_SAME = Tolerance("the same bytes under the same runtime; only the order of additions may differ", atol=1e-4, rtol=1e-4)
+_TOP_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+def deploy(folder: Path, target: str, to: Path) -> dict[str, Any]:
+    """Install `target`'s reduced artifact into `to` (which must not exist, or be empty). Raises BundleError."""
+    manifest = bundle.read_manifest(folder)
+    bundle.verify(folder, manifest)
+    device = targets.load(target)
+    here = [runtime for runtime in device.runtimes if runtime.runner in ("onnxruntime", "litert")]
+    if not here:
+        raise EnvironmentProblem(
+            f"target {device.name}: it is another device, and none is attached; on this machine it can only be "
+            f"simulated: edgeredux profile {folder} --target {device.name}"
+        )
+    if manifest["stage"] == "reduced":
+        raise BundleError(f"{folder}: not exported yet; first: edgeredux export {folder}")
+    uses = manifest["recipe"]["targets"].get(device.name)
+    if not uses or here[0].runner not in uses:
+        raise BundleError(f"{folder}: its recipe has no artifact for target {device.name} under {here[0].runner}")
+    name = uses[here[0].runner]["reduced"]
+    item = next((a for a in manifest["artifacts"] if a["role"] == "reduced" and a["name"] == name), None)
+    if item is None:
+        raise BundleError(f"{folder}: it holds no reduced artifact {name!r}; first: edgeredux export {folder}")
+    _check_free(to)
+    fresh = to.absolute().with_name(f".{to.name}.installing")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    try:
+        installed = _copy(folder, item, fresh)
+        feeds = _feeds(folder, manifest, device.name)
+        log = fresh.with_name(fresh.name + ".log")
+        before = execute(folder / item["path"], feeds, log=log)
+        after = execute(installed, feeds, log=log, threads=2)
+        log.unlink(missing_ok=True)
+        agreement = parity.compare(before, after, _SAME)
+        said = {
+            "target": device.name,
+            "runtime": here[0].runner,
+            "file": installed.name,
+            "sha256": item["sha256"],
+            "interface": manifest["interface"],
+            "parity": agreement,
+            "files": bundle.list_files(fresh),
+        }
+        (fresh / "install.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        bundle.publish(fresh, to.absolute())
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    how = (
+        f"{len(feeds)} inputs answered as in the bundle"
+        if agreement["passed"]
+        else "its answers differ from the bundle's"
+    )
+    return {**said, "passed": bool(agreement["passed"]), "how": how}
+
+
+def _check_free(to: Path) -> None:
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise BundleError(f"{to}: is not empty; nothing is overwritten, choose another --to")
+
+
+def _copy(folder: Path, item: dict[str, Any], fresh: Path) -> Path:
+    source = folder / item["path"]
+    installed = fresh / f"model.{item['format']}"
+    shutil.copyfile(source, installed)
+    beside = source.with_name(source.name + ".data")
+    if beside.is_file():  # an ONNX file names its external weights, so they keep their name
+        installed = fresh / source.name
+        shutil.move(fresh / f"model.{item['format']}", installed)
+        shutil.copyfile(beside, fresh / beside.name)
+    if sha256_file(installed) != item["sha256"]:
+        raise BundleError(f"{installed}: the copy has other bytes than the bundle")
+    for name in _TOP_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, fresh / name)
+    return installed
+
+
+def _feeds(folder: Path, manifest: dict[str, Any], target: str) -> list[Feed]:
+    import numpy as np
+
+    path = folder / "samples" / f"{target}.npz"
+    if not path.is_file():
+        raise BundleError(f"{folder}: it holds no sample inputs for {target}; make it anew with this version")
+    with np.load(path, allow_pickle=False) as archive:
+        count = 1 + max(int(name.split("/")[0]) for name in archive.files)
+        return [
+            {name.split("/", 1)[1]: archive[name] for name in archive.files if name.startswith(f"{index:03d}/")}
+            for index in range(count)
+        ]
