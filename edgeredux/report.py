@@ -1,37 +1,63 @@
 """The report: what was done, what was read, what was asked, and the verdict that follows from them.
 
-`passed` is computed, never stored by hand: every check of every target passes, every target has at least one check,
-there is at least one target, and every artifact agrees with what it was made from. A missing reading passes nothing.
+`passed` is computed, never stored by hand: there is at least one target, every target has at least one check, every
+check passes, every artifact agrees with what it was made from, and every number quotes the hash of an artifact that
+is here. A missing reading passes nothing. A pass that was rolled back is recorded and fails nothing: its file is gone.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from edgeredux.artifact import Artifact, change_from_json
+from edgeredux.errors import EnvironmentProblem, one_line
 from edgeredux.readings import AnyReading, Missing, Reading, from_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 SCHEMA = 1
+SCHEMA_FILE = Path(__file__).parent / "schemas" / "report.schema.json"
+Direction = Literal["at_most", "at_least"]
+# The six that every profile has, known or not, in the order in which they are shown.
+METRICS = ("latency_ms", "throughput_per_s", "energy_mj", "memory_mb", "size_mb", "quality")
+# The ratio reduced / dense that goes with a metric.
+RATIO_OF: Mapping[str, str] = {
+    "latency_ms": "latency_ratio",
+    "throughput_per_s": "throughput_ratio",
+    "energy_mj": "energy_ratio",
+    "memory_mb": "memory_ratio",
+    "size_mb": "size_ratio",
+    "quality": "quality_ratio",
+}
+# Units of which 0..1 is the whole range, so that the third decimal counts.
+_SHARES = ("accuracy", "agreement with dense", "share of texts", "share of tokens", "mean cosine to dense")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of a budget against its reading."""
+    """One line of a budget against its reading. Raises ValueError on a limit that is no finite number."""
 
     name: str
     limit: float
-    direction: Literal["at_most", "at_least"]
+    direction: Direction
     reading: AnyReading
+
+    def __post_init__(self) -> None:
+        if isinstance(self.limit, bool) or not isinstance(self.limit, (int, float)) or not math.isfinite(self.limit):
+            raise ValueError(f"check {self.name!r}: limit {self.limit!r} is no finite number")
+        if self.direction not in get_args(Direction):
+            raise ValueError(f"check {self.name!r}: direction {self.direction!r}: allowed are at_most, at_least")
 
     @property
     def passed(self) -> bool:
-        """False where the reading is missing."""
+        """False where the reading is missing. A noisy reading is judged like any other; the words say that it is."""
         if isinstance(self.reading, Missing):
             return False
         return self.reading.value <= self.limit if self.direction == "at_most" else self.reading.value >= self.limit
@@ -52,7 +78,11 @@ class Check:
 
 @dataclass(frozen=True)
 class StepLine:
-    """What one reduce step, export or pass changed. None: not taken at this step."""
+    """What one reduce step, export or pass changed. None: not taken at this step.
+
+    `name` of an export or a pass is "<artifact>: <step>". details["rolled_back"] is true where a pass's file was
+    thrown away because it did not agree.
+    """
 
     stage: Literal["reduce", "export", "pass"]
     name: str
@@ -66,6 +96,11 @@ class StepLine:
     seconds: float | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def rolled_back(self) -> bool:
+        """True where the pass made a file that did not agree, so that the file before it stayed."""
+        return self.details.get("rolled_back") is True
+
     def to_json(self) -> dict[str, Any]:
         return {
             "stage": self.stage,
@@ -77,8 +112,8 @@ class StepLine:
             "latency_ms": None if self.latency_ms is None else self.latency_ms.to_json(),
             "quality": None if self.quality is None else self.quality.to_json(),
             "parameters": self.parameters,
-            "seconds": self.seconds,
-            "details": dict(self.details),
+            "seconds": _plain(self.seconds),
+            "details": _plain(self.details),
         }
 
     @classmethod
@@ -91,7 +126,14 @@ class StepLine:
 
 @dataclass(frozen=True)
 class TargetReport:
-    """Dense beside reduced on one runtime of one target, and the checks. Per-side mappings have dense and reduced."""
+    """Dense beside reduced on one runtime of one target, and the checks.
+
+    `dense`, `reduced` and `ratios` are readings by metric. The other mappings have the sides "dense" and "reduced":
+    `placement` (operators by device or provider), `fallbacks` (operators not on the target's device, "KIND name"),
+    `facts` (anything worth showing; a mapping of numbers whose key ends in `_bytes` is drawn), `layers` (rows of one
+    table), `latency_samples` (ms, paired by index). `sparsity` and `sources` are the target's own rules and figures.
+    `error`: why this target could not be judged, although others were.
+    """
 
     name: str
     target: str
@@ -113,11 +155,13 @@ class TargetReport:
     sparsity: Sequence[Mapping[str, Any]] = ()
     description: str = ""
     sources: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
+    error: str | None = None
 
     @property
     def passed(self) -> bool:
         """False without checks: nothing asked is nothing shown."""
-        return bool(self.checks) and all(check.passed for check in self.checks)
+        return self.error is None and bool(self.checks) and all(check.passed for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
         def readings(values: Mapping[str, AnyReading]) -> dict[str, Any]:
@@ -133,18 +177,20 @@ class TargetReport:
             "artifact_sha256": self.artifact_sha256,
             "dense_sha256": self.dense_sha256,
             "passed": self.passed,
-            "dense": readings(self.dense),
-            "reduced": readings(self.reduced),
+            "error": self.error,
+            "dense": readings(_six(self.dense)),
+            "reduced": readings(_six(self.reduced)),
             "ratios": readings(self.ratios),
             "checks": [check.to_json() for check in self.checks],
-            "placement": {side: dict(value) for side, value in self.placement.items()},
-            "fallbacks": {side: list(value) for side, value in self.fallbacks.items()},
-            "facts": {side: dict(value) for side, value in self.facts.items()},
-            "machine": dict(self.machine),
-            "layers": {side: [dict(row) for row in rows] for side, rows in self.layers.items()},
-            "latency_samples": {side: list(value) for side, value in self.latency_samples.items()},
-            "sparsity": [dict(rule) for rule in self.sparsity],
-            "sources": [dict(line) for line in self.sources],
+            "placement": _plain(self.placement),
+            "fallbacks": _plain(self.fallbacks),
+            "facts": _plain(self.facts),
+            "machine": _plain(self.machine),
+            "layers": _plain(self.layers),
+            "latency_samples": _plain(self.latency_samples),
+            "sparsity": _plain(self.sparsity),
+            "sources": _plain(self.sources),
+            "notes": list(self.notes),
         }
 
     @classmethod
@@ -183,8 +229,16 @@ class Report:
             found.append("no target was profiled")
         for artifact in self.artifacts:
             if artifact.parity.get("passed") is not True:
-                found.append(f"{artifact.role}/{artifact.name}: it does not agree with what it was made from")
+                reason = artifact.parity.get("reason")
+                said = f": {one_line(reason, 200)}" if isinstance(reason, str) and reason else ""
+                found.append(f"{artifact.role}/{artifact.name}: it does not agree with what it was made from{said}")
+        known = {artifact.sha256 for artifact in self.artifacts}
         for target in self.targets:
+            if target.error is not None:
+                found.append(f"{target.name}: could not be judged: {one_line(target.error)}")
+            for side, sha256 in (("reduced", target.artifact_sha256), ("dense", target.dense_sha256)):
+                if sha256 not in known:
+                    found.append(f"{target.name}: its {side} numbers quote {sha256[:12]}…, no artifact of this report")
             if not target.checks:
                 found.append(f"{target.name}: no check was asked for, so nothing was shown")
             for check in target.checks:
@@ -192,15 +246,32 @@ class Report:
                     found.append(f"{target.name}: {describe_check(check)}")
         return found
 
+    def remarks(self) -> list[str]:
+        """What a reader must know to weigh the verdict: readings not measured, noisy runs, passes rolled back."""
+        checks = [(target.name, check) for target in self.targets for check in target.checks]
+        found = []
+        for source in ("simulated", "estimated", "replayed"):
+            places = [n for n, c in checks if isinstance(c.reading, Reading) and c.reading.source == source]
+            if places:
+                share = f"{len(places)} of {len(checks)} checks"
+                found.append(f"{share} rest on {source} readings, not measured ones: {_names(places)}")
+        noisy = [n for n, c in checks if isinstance(c.reading, Reading) and c.reading.noisy]
+        if noisy:
+            found.append(f"the machine was noisy while {len(noisy)} checked readings were taken: {_names(noisy)}")
+        undone = [line.name for line in self.steps if line.rolled_back]
+        if undone:
+            found.append(f"rolled back, because the outputs no longer agreed: {_names(undone)}")
+        return found
+
     def to_json(self) -> dict[str, Any]:
-        """The content of report.json."""
+        """The content of report.json: plain JSON values, no NaN."""
         return {
             "schema": SCHEMA,
             "passed": self.passed,
             "failures": self.failures(),
             "stage": self.stage,
-            "model": dict(self.model),
-            "recipe": dict(self.recipe),
+            "model": _plain(self.model),
+            "recipe": _plain(self.recipe),
             "artifacts": [
                 {
                     "name": item.name,
@@ -209,22 +280,29 @@ class Report:
                     "path": item.path.as_posix(),
                     "sha256": item.sha256,
                     "size_bytes": item.size_bytes,
-                    "history": [change.to_json() for change in item.history],
-                    "parity": dict(item.parity),
+                    "history": [_plain(change.to_json()) for change in item.history],
+                    "parity": {"passed": False, **_plain(item.parity)},
                 }
                 for item in self.artifacts
             ],
             "targets": [target.to_json() for target in self.targets],
             "steps": [line.to_json() for line in self.steps],
-            "environment": dict(self.environment),
-            "data": dict(self.data),
+            "environment": _plain(self.environment),
+            "data": _plain(self.data),
             "repeatability": {name: value.to_json() for name, value in self.repeatability.items()},
             "warnings": list(self.warnings),
         }
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> Report:
-        """The report that `to_json` wrote. Raises ValueError, KeyError or TypeError when it is none."""
+    def from_json(cls, said: Any) -> Report:
+        """The report that `to_json` wrote; the verdict is taken anew. Raises ValueError when it is none."""
+        try:
+            return cls._read(said)
+        except (KeyError, TypeError, AttributeError, ValueError) as problem:
+            raise ValueError(one_line(f"no report of edgeredux: {type(problem).__name__}: {problem}")) from problem
+
+    @classmethod
+    def _read(cls, said: Mapping[str, Any]) -> Report:
         if said["schema"] != SCHEMA:
             raise ValueError(f"report schema {said['schema']!r}; this version reads {SCHEMA}")
         artifacts = tuple(
@@ -236,83 +314,164 @@ class Report:
                 sha256=item["sha256"],
                 size_bytes=item["size_bytes"],
                 history=tuple(change_from_json(line) for line in item["history"]),
-                parity=item["parity"],
+                parity=dict(item["parity"]),
             )
             for item in said["artifacts"]
         )
         return cls(
             stage=said["stage"],
-            model=said["model"],
-            recipe=said["recipe"],
+            model=dict(said["model"]),
+            recipe=dict(said["recipe"]),
             artifacts=artifacts,
             targets=tuple(TargetReport.from_json(item) for item in said["targets"]),
             steps=tuple(StepLine.from_json(item) for item in said["steps"]),
-            environment=said["environment"],
-            data=said["data"],
+            environment=dict(said["environment"]),
+            data=dict(said["data"]),
             repeatability={name: from_json(value) for name, value in said["repeatability"].items()},
             warnings=tuple(said["warnings"]),
         )
 
 
+def _six(profile: Mapping[str, AnyReading]) -> dict[str, AnyReading]:
+    """The profile with all six metrics, in order, then the others."""
+    six = {name: profile.get(name, Missing("nobody took it")) for name in METRICS}
+    return {**six, **{name: value for name, value in profile.items() if name not in six}}
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it: names are text, what is no finite number is null, other objects are their text."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    if hasattr(value, "tolist"):  # NumPy's scalars and arrays, without importing it
+        return _plain(value.tolist())
+    return str(value)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of report.json, as shipped."""
+    loaded: dict[str, Any] = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    return loaded
+
+
+def validate(data: Any) -> None:
+    """Raise ValueError, naming the place, when `data` breaks the schema; EnvironmentProblem without jsonschema."""
+    try:
+        import jsonschema
+    except ImportError as problem:
+        raise EnvironmentProblem("checking a report needs jsonschema; install it: pip install jsonschema") from problem
+    found = jsonschema.Draft202012Validator(schema()).iter_errors(data)
+    first = min(found, key=lambda error: (error.json_path, error.message), default=None)
+    if first is not None:
+        raise ValueError(one_line(f"{first.json_path}: {first.message}"))
+
+
 def describe_check(check: Check) -> str:
-    """A check in words: what was asked, what was read."""
-    side = "at most" if check.direction == "at_most" else "at least"
-    asked = f"{check.name} {side} {check.limit:g}"
+    """A check in words: what was asked, what was read, and whether the run was noisy."""
+    asked = f"{check.name} {check.direction.replace('_', ' ')} {check.limit:g}"
     if isinstance(check.reading, Missing):
-        return f"{asked} was asked for, and the reading is missing: {check.reading.reason}"
-    return f"{asked} was asked for, {show_number(check.reading)} was {check.reading.source}"
+        return f"{asked} was asked for, and the reading is missing: {one_line(check.reading.reason)}"
+    noisy = ", in a noisy run" if check.reading.noisy else ""
+    return f"{asked} was asked for, {show_beside(check.reading, check.limit)} was {check.reading.source}{noisy}"
 
 
 def show_number(reading: Reading) -> str:
-    """Value and unit at a readable precision."""
-    value = reading.value
-    if reading.unit in ("x", "accuracy", "share of texts", "share of tokens") or reading.unit.startswith("mean cosine"):
-        return f"{value:.3f}" + ("x" if reading.unit == "x" else "")
-    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3
-    return f"{value:,.{digits}f} {reading.unit}".strip()
+    """Value and unit at a readable precision: "4.21 ms", "0.231x", "0.957"; shares and ratios without their unit."""
+    if reading.unit == "x":
+        return f"{show_value(reading.value)}x"
+    if reading.unit in _SHARES:
+        return show_share(reading.value)
+    return f"{show_value(reading.value)} {reading.unit}".strip()
+
+
+def show_value(value: float) -> str:
+    """A number at three digits or more: 12,345, 123.4, 4.21, 0.231, 0.00042."""
+    size = abs(value)
+    if value == 0 or size >= 0.0095:
+        digits = 0 if size >= 1000 or value == 0 else 1 if size >= 100 else 2 if size >= 1 else 3
+        return f"{value:,.{digits}f}"
+    return f"{value:.2g}"
+
+
+def show_share(value: float) -> str:
+    """A value of 0..1 at three decimals, or as many as keep what is not 1 from looking like 1."""
+    for digits in range(3, 9):
+        text = f"{value:.{digits}f}"
+        if value == 1 or float(text) != 1:
+            return text
+    return f"{value:.3f}"
+
+
+def show_beside(reading: Reading, limit: float) -> str:
+    """`show_number`, with more digits where the value and the limit would look the same without being it."""
+    shown = show_number(reading)
+    number = shown.removesuffix(reading.unit).strip().replace(",", "")
+    if reading.value == limit or float(number) != limit:
+        return shown
+    unit = "x" if reading.unit == "x" else "" if reading.unit in _SHARES else f" {reading.unit}"
+    exact = (f"{reading.value:.{digits}g}" for digits in range(4, 18))
+    return next(text for text in exact if float(text) != limit) + unit
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
 
 
 def summary_table(report: Report) -> RenderableType:
     """The report in a terminal: dense beside reduced per target with the source of each number, then the checks."""
     from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
 
-    parts: list[RenderableType] = []
-    table = Table(title=f"{report.recipe.get('name', '')}: {report.model.get('name', '')}", title_justify="left")
+    table = Table(title=_text(f"{report.recipe.get('name', '')}: {report.model.get('name', '')}"), title_justify="left")
     for name in ("target", "reading", "dense", "reduced", "ratio", "source"):
         table.add_column(name, justify="right" if name in ("dense", "reduced", "ratio") else "left", overflow="fold")
+    absent: list[tuple[str, str, str]] = []
     for target in report.targets:
-        first = True
-        for metric, reading in target.reduced.items():
-            dense = target.dense.get(metric, Missing("not taken"))
-            if isinstance(reading, Missing) and isinstance(dense, Missing):
-                continue
-            share = target.ratios.get(f"{metric.rsplit('_', 1)[0]}_ratio")
-            table.add_row(
-                Text(target.name if first else ""),
-                Text(metric),
-                Text(_cell(dense)),
-                Text(_cell(reading)),
-                Text(_cell(share) if share is not None else ""),
-                Text(reading.source if isinstance(reading, Reading) else f"missing: {reading.reason[:60]}"),
-            )
-            first = False
-        absent = [name for name, value in target.reduced.items() if isinstance(value, Missing)]
-        if absent:
-            table.add_row(Text(target.name if first else ""), Text("missing"), "", "", "", Text(", ".join(absent)))
+        first = target.name
+        for metric, reading in _six(target.reduced).items():
+            dense = target.dense.get(metric, Missing("nobody took it"))
+            if metric == "throughput_per_s" and isinstance(target.reduced.get("latency_ms"), Reading):
+                continue  # the same samples once more
+            if isinstance(reading, Missing):
+                absent.append((target.name, metric, reading.reason))
+            share = target.ratios.get(RATIO_OF.get(metric, ""), Missing("not formed"))
+            table.add_row(_text(first), _text(metric), _cell(dense), _cell(reading), _cell(share, ""), _source(reading))
+            first = ""
+        if target.error is not None:
+            table.add_row(_text(first), _text("error"), "", "", "", _text(one_line(target.error), "red"))
         table.add_section()
-    parts.append(table)
     checks = Table(box=None, pad_edge=False, show_header=False)
     for target in report.targets:
         for check in target.checks:
-            mark = Text("✓", style="green") if check.passed else Text("✗", style="red")
-            checks.add_row(mark, Text(target.name), Text(describe_check(check)))
-    parts.append(checks)
-    for warning in report.warnings:
-        parts.append(Text(f"note: {warning}", style="yellow"))
-    return Group(*parts)
+            mark = _text("✓", "green") if check.passed else _text("✗", "red")
+            checks.add_row(mark, _text(target.name), _text(describe_check(check)))
+    named = {describe_check(check) for target in report.targets for check in target.checks}
+    others = [line for line in report.failures() if line.partition(": ")[2] not in named]
+    notes = [_text(f"✗ {line}", "red") for line in others]
+    notes += [_text(f"missing {metric} on {name}: {one_line(why)}", "dim") for name, metric, why in absent]
+    notes += [_text(f"note: {line}", "yellow") for line in (*report.remarks(), *report.warnings)]
+    return Group(table, checks, *notes)
 
 
-def _cell(reading: AnyReading) -> str:
-    return "missing" if isinstance(reading, Missing) else show_number(reading)
+def _text(said: str, style: str = "") -> Text:
+    """Text for a terminal: names come from files of strangers, so nothing in them moves the cursor or is markup."""
+    from rich.text import Text
+
+    return Text("".join(char if char.isprintable() else "�" for char in said), style=style)
+
+
+def _cell(reading: AnyReading, missing: str = "missing") -> Text:
+    return _text(missing, "dim") if isinstance(reading, Missing) else _text(show_number(reading))
+
+
+def _source(reading: AnyReading) -> Text:
+    if isinstance(reading, Missing):
+        return _text("missing", "dim")
+    return _text(reading.source + (", noisy" if reading.noisy else ""), "yellow" if reading.noisy else "")

@@ -1,0 +1,70 @@
+"""ONNX files as onnx_ir models: read with one-line errors, written as one file, or with external data above 2 GB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeredux.errors import ArtifactError, one_line
+
+# protobuf cannot hold more than 2 GiB; what is not weights needs room too.
+_SINGLE_FILE_BYTES = 1_900_000_000
+
+
+def read(path: Path) -> ir.Model:
+    """The model at `path`, weights mapped from the file. Raises ArtifactError."""
+    try:
+        model = ir.load(path)
+        for tensor in initializers(model):
+            tensor.numpy()  # external data that is missing or too short shows here, not in the middle of a pass
+    except Exception as problem:  # protobuf, onnx_ir and the operating system each raise their own
+        raise ArtifactError(one_line(f"{path.name}: no readable ONNX file: {problem}", 300)) from problem
+    if not model.graph.outputs:
+        raise ArtifactError(f"{path.name}: no readable ONNX file: it holds no graph with outputs")
+    return model
+
+
+def write(model: ir.Model, out: Path) -> None:
+    """Write the model: one file, or `out` and `out`.data where the weights exceed what one file can hold."""
+    size = sum(tensor.nbytes for tensor in initializers(model))
+    ir.save(model, out, external_data=out.name + ".data" if size > _SINGLE_FILE_BYTES else None)
+
+
+def graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph, then every subgraph of its If, Loop and Scan nodes."""
+    yield model.graph
+    for node in model.graph.all_nodes():
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield attribute.as_graph()
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                yield from attribute.as_graphs()
+
+
+def initializers(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """The tensors of all graphs' initializers."""
+    for graph in graphs(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                yield value.const_value
+
+
+def constant(value: ir.Value | None) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
+    """What a value holds when it is the same in every run: an initializer that is no input, or a Constant node."""
+    if value is None:
+        return None
+    if value.is_initializer() and not value.is_graph_input():
+        return None if value.const_value is None else value.const_value.numpy()
+    node = value.producer()
+    if node is not None and node.op_type == "Constant" and node.domain == "":
+        tensor = ir.convenience.get_const_tensor(value)
+        return None if tensor is None else tensor.numpy()
+    return None
+
+
+def count(model: ir.Model) -> int:
+    """Operators of all graphs and functions."""
+    return sum(1 for _ in model.graph.all_nodes()) + sum(len(list(f.all_nodes())) for f in model.functions.values())

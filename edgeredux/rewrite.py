@@ -1,0 +1,214 @@
+"""The pass list, file to file: every pass proves that it kept the function, or its file is thrown away.
+
+A pass runs in a child process (third-party optimisers print, leak and crash). Its file ships only when the file is
+well formed and its outputs agree, by the pass's own tolerance, with those of the file it was made from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgeredux import isolated
+from edgeredux.artifact import Artifact, Change
+from edgeredux.errors import ArtifactError, InternalError, one_line
+from edgeredux.execute import execute
+from edgeredux.parity import compare
+from edgeredux.seams import Feed, Pass, PassContext, Progress, silent
+
+
+def rewrite(
+    artifact: Artifact,
+    passes: Sequence[tuple[str, Pass]],
+    context: PassContext,
+    feeds: Sequence[Feed],
+    folder: Path,
+    progress: Progress = silent,
+) -> Artifact:
+    """The artifact after all passes, in order, each file kept as `folder`/"NN-<pass>.<format>".
+
+    One Change a pass joins the history. Its details: `seconds`, `bytes_before`, `bytes_after`, `operators_before`,
+    `operators_after`, and for a pass that changed something `file` (the kept file's name) and `parity` (against the
+    file before this pass, on `feeds`, padding left out where a feed has an "attention_mask"). A pass whose file is
+    malformed or disagrees is rolled back: changed=False, why="rolled back: ...", `rolled_back` true.
+    `parity` of the answer: {"passed", "worst": {"pass", "mean_cosine", "max_abs"}, "export", "passes": {name: parity}}.
+
+    Raises ArtifactError when the artifact itself cannot be read or executed, InternalError when a pass claims a change
+    without writing a file.
+    """
+    if not passes:
+        return artifact
+    current = artifact
+    proven: dict[str, dict[str, Any]] = {}
+    outputs = execute(artifact.path, feeds, log=context.log, threads=context.threads)
+    for index, (name, step) in enumerate(passes):
+        progress(f"pass {index + 1}/{len(passes)} {name}", index, len(passes))
+        if step.format != artifact.format:
+            raise ArtifactError(f"pass {name}: it rewrites {step.format} files, {artifact.name} is {artifact.format}")
+        out = folder / f"{index + 1:02d}-{name}.{artifact.format}"
+        change, made = _apply(name, step, current, out, context, feeds, outputs)
+        if made is None:
+            _remove(out)
+            current = replace(current, history=(*current.history, change))
+        else:
+            outputs = made
+            current = current.after(out, change)
+            proven[_unique(name, proven)] = change.details["parity"]
+    progress("passes", len(passes), len(passes))
+    parity = {
+        "passed": bool(artifact.parity.get("passed")),
+        "worst": worst(proven),
+        "export": artifact.parity,
+        "passes": proven,
+    }
+    return replace(current, parity=parity)
+
+
+def worst(proven: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The pass that turned the outputs most (lowest mean cosine): {"pass", "mean_cosine", "max_abs"}."""
+    if not proven:
+        return {}
+    name = min(proven, key=lambda name: proven[name]["mean_cosine"])
+    return {"pass": name, "mean_cosine": proven[name]["mean_cosine"], "max_abs": proven[name]["max_abs"]}
+
+
+def _apply(
+    name: str,
+    step: Pass,
+    current: Artifact,
+    out: Path,
+    context: PassContext,
+    feeds: Sequence[Feed],
+    outputs: Sequence[Feed],
+) -> tuple[Change, list[Feed] | None]:
+    """The pass's line of history and the new file's outputs; None where the file before it stays."""
+    started = time.monotonic()
+    arguments = {"step": step, "source": current.path, "out": out, "context": context}
+    answer: dict[str, Any] = isolated.call(
+        "edgeredux.rewrite:run_pass", arguments, log=context.log, what=f"pass {name} on {current.path.name}"
+    )
+    said: Change = answer["change"]
+    details: dict[str, Any] = {
+        **said.details,
+        "bytes_before": current.size_bytes,
+        "bytes_after": current.size_bytes,
+        "operators_before": answer["operators_before"],
+        "operators_after": answer["operators_before"],
+    }
+
+    def line(changed: bool, why: str, **more: Any) -> Change:
+        return Change(name, changed, why, {**details, **more, "seconds": round(time.monotonic() - started, 2)})
+
+    def rolled_back(why: str, **more: Any) -> tuple[Change, None]:
+        return line(False, f"rolled back: {why}", rolled_back=True, **more), None
+
+    if not said.changed:
+        return line(False, said.why), None
+    if not out.is_file():
+        raise InternalError(f"pass {name}: it says that it changed {current.path.name} but wrote no file")
+    if answer["malformed"] is not None:
+        return rolled_back(f"its file is malformed: {answer['malformed']}")
+    try:
+        made = execute(out, feeds, log=context.log, threads=context.threads)
+    except ArtifactError as problem:
+        return rolled_back(f"its file does not run: {problem}")
+    masks = [feed["attention_mask"] for feed in feeds] if all("attention_mask" in feed for feed in feeds) else None
+    parity = compare(outputs, made, step.tolerance, masks)
+    if not parity["passed"]:
+        return rolled_back(f"the function changed: {parity['reason']}", parity=parity)
+    new = Artifact.of(out, current.name, current.role)
+    details |= {"bytes_after": new.size_bytes, "operators_after": answer["operators_after"], "file": out.name}
+    return line(True, said.why, parity=parity), made
+
+
+def _unique(name: str, taken: Mapping[str, Any]) -> str:
+    found, count = name, 2
+    while found in taken:
+        found, count = f"{name}-{count}", count + 1
+    return found
+
+
+def _remove(out: Path) -> None:
+    for path in (out, out.with_name(out.name + ".data")):
+        path.unlink(missing_ok=True)
+
+
+def run_pass(step: Pass, source: Path, out: Path, context: PassContext) -> dict[str, Any]:
+    """In the child: {"change", "operators_before", "operators_after", "malformed"}; the last is None or one line."""
+    before = operators(source)
+    try:
+        change = step.run(source, out, context)
+    finally:
+        _no_litter(source)
+    answer = {"change": change, "operators_before": before, "operators_after": before, "malformed": None}
+    if change.changed and out.is_file():
+        answer["malformed"] = malformed(source, out)
+        if answer["malformed"] is None:
+            answer["operators_after"] = operators(out)
+    return answer
+
+
+def _no_litter(source: Path) -> None:
+    """Refuse a pass that leaves files beside its input, which may be the user's folder."""
+    # ONNX Runtime's tools write "<name>-inferred.onnx" and "<name>-opt.onnx" there when given a path.
+    for litter in source.parent.glob(f"{source.stem}-*{source.suffix}"):
+        if litter.stem.removeprefix(source.stem) in ("-inferred", "-opt", "-quant-opt"):
+            raise InternalError(f"a pass left {litter.name} beside its input")
+
+
+def malformed(source: Path, out: Path) -> str | None:
+    """Why `out` is no well-formed model file, in one line; None when it is one, or when `source` is none either.
+
+    ONNX: onnx.checker with full_check, which runs strict shape inference. TFLite files are checked by executing them.
+    """
+    if out.suffix != ".onnx":
+        return None
+    found = _check_onnx(out)
+    return None if found is None or _check_onnx(source) is not None else found
+
+
+def _check_onnx(path: Path) -> str | None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as problem:  # the checker raises its own, protobuf's and the shape inference's errors
+        return one_line(problem, 300)
+    return None
+
+
+def operators(path: Path) -> int:
+    """The number of operators of a model file, subgraphs included. Raises ArtifactError when it cannot be read."""
+    return _onnx_operators(path) if path.suffix == ".onnx" else _tflite_operators(path)
+
+
+def _onnx_operators(path: Path) -> int:
+    import onnx
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as problem:
+        raise ArtifactError(one_line(f"{path.name}: no ONNX file: {problem}", 300)) from problem
+
+    def count(graph: Any) -> int:
+        found = len(graph.node)
+        for node in graph.node:
+            for attribute in node.attribute:
+                found += count(attribute.g) if attribute.HasField("g") else 0
+                found += sum(count(part) for part in attribute.graphs)
+        return found
+
+    return count(model.graph) + sum(len(function.node) for function in model.functions)
+
+
+def _tflite_operators(path: Path) -> int:
+    from ai_edge_litert import schema_py_generated as schema
+
+    try:
+        model = schema.Model.GetRootAs(path.read_bytes(), 0)
+        return sum(model.Subgraphs(index).OperatorsLength() for index in range(model.SubgraphsLength()))
+    except Exception as problem:  # flatbuffers raises whatever the damaged offsets lead to
+        raise ArtifactError(one_line(f"{path.name}: no TFLite file: {problem}", 300)) from problem
