@@ -1,140 +1,144 @@
-"""Small charts as inline SVG: no script, no request, legible in light and dark and on paper.
+"""Small charts as inline SVG: no script, no request, legible in light and dark, on paper and on a phone.
 
-Every chart has a title element for those who cannot see it; colours come from the page's CSS classes.
+Lengths along the chart are per cent of its width, heights are pixels, and every label is HTML beside the drawing, so
+text keeps its size whatever the width. Colours are classes of the page's style sheet. A drawing whose numbers stand
+beside it is hidden from screen readers; one that shows more than that has a label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
 
 from markupsafe import Markup, escape
 
 from edgeredux.readings import percentile
 
-_WIDTH = 640
+_BINS = 140
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One bar: its label, value, the text at its end, and its CSS class."""
-
-    label: str
-    value: float
-    text: str
-    kind: str
-
-
-def bars(title: str, rows: Sequence[Bar]) -> Markup:
-    """Horizontal bars on one scale from zero. Empty markup without rows."""
-    if not rows:
-        return Markup("")
-    top = max(row.value for row in rows) or 1.0
-    height = 26 * len(rows) + 4
-    parts = [_open(title, height)]
-    for index, row in enumerate(rows):
-        y = 26 * index + 2
-        width = max(1.0, 290 * row.value / top)
-        parts.append(f'<text class="lab" x="196" y="{y + 15}" text-anchor="end">{_cut(row.label, 30)}</text>')
-        parts.append(f'<rect class="{escape(row.kind)}" x="204" y="{y}" width="{width:.1f}" height="20" rx="3"/>')
-        parts.append(f'<text class="val" x="{210 + width:.1f}" y="{y + 15}">{escape(row.text)}</text>')
-    return Markup("".join([*parts, "</svg>"]))  # noqa: S704 - every text above is escaped
+def bar(value: float, top: float, kind: str) -> Markup:
+    """One horizontal bar of class `kind` on a track that ends at `top`."""
+    share = 0.0 if top <= 0 else min(1.0, max(0.0, value / top))
+    width = max(share * 100, 0.5 if value > 0 else 0.0)
+    return _draw(
+        f'<rect class="track" width="100%" height="8" rx="2"/>'
+        f'<rect class="{escape(kind)}" width="{width:.2f}%" height="8" rx="2"/>',
+        8,
+    )
 
 
-@dataclass(frozen=True)
-class Span:
-    """A value with an interval, and where the interval's ends are unknown, just the value."""
+def interval(
+    value: float,
+    low: float | None,
+    high: float | None,
+    scale: tuple[float, float],
+    kind: str,
+    band: tuple[float, float] | None = None,
+    limit: float | None = None,
+) -> Markup:
+    """A point with its interval on `scale`, over the band of the dense model's own noise, beside the limit asked."""
+    place = _placer(scale)
+    parts = ['<line class="guide" x1="0" x2="100%" y1="11" y2="11"/>']
+    if band is not None:
+        left, right = place(band[0]), place(band[1])
+        parts.append(f'<rect class="band" x="{left:.2f}%" width="{max(0.5, right - left):.2f}%" height="22"/>')
+    if limit is not None and scale[0] <= limit <= scale[1]:
+        parts.append(f'<line class="limit" x1="{place(limit):.2f}%" x2="{place(limit):.2f}%" y1="0" y2="22"/>')
+    if low is not None and high is not None:
+        ends = f'x1="{place(low):.2f}%" x2="{place(high):.2f}%"'
+        parts.append(f'<line class="whisker {escape(kind)}" {ends} y1="11" y2="11"/>')
+    parts.append(f'<circle class="{escape(kind)}" cx="{place(value):.2f}%" cy="11" r="4.5"/>')
+    return _draw("".join(parts), 22)
 
-    label: str
-    value: float
-    low: float | None
-    high: float | None
-    kind: str
+
+def axis(scale: tuple[float, float], unit: str = "") -> Markup:
+    """Tick labels for `scale`; the unit stands after the last one."""
+    place = _placer(scale)
+    marks = ticks(*scale)
+    step = marks[1] - marks[0] if len(marks) > 1 else 1.0
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    parts = []
+    for index, mark in enumerate(marks):
+        x = place(mark)
+        anchor = "start" if x < 4 else "end" if x > 94 else "middle"
+        said = f"{mark:,.{digits}f}" + (f" {unit}" if unit and index == len(marks) - 1 else "")
+        parts.append(f'<line class="guide" x1="{x:.2f}%" x2="{x:.2f}%" y1="0" y2="4"/>')
+        parts.append(f'<text x="{x:.2f}%" y="16" text-anchor="{anchor}">{escape(said)}</text>')
+    return _draw("".join(parts), 20)
 
 
-def intervals(title: str, rows: Sequence[Span], text: str) -> Markup:
-    """Points with 95 % intervals on a common scale that fits them all."""
-    if not rows:
-        return Markup("")
-    ends = [end for row in rows for end in (row.value, row.low, row.high) if end is not None]
+def histogram(samples: Sequence[float], scale: tuple[float, float], kind: str) -> Markup:
+    """How often which value came, mirrored about the middle; p10 to p90 as a band, the median as a line."""
+    place = _placer(scale)
+    counts = [0] * _BINS
+    for value in samples:
+        if scale[0] <= value <= scale[1]:
+            counts[min(_BINS - 1, int(place(value) / 100 * _BINS))] += 1
+    most = max(counts) or 1
+    p10, median, p90 = (place(percentile(samples, share)) for share in (0.1, 0.5, 0.9))
+    parts = [f'<line class="guide" x1="0" x2="100%" y1="22" y2="22"/>']
+    band = f'x="{p10:.2f}%" width="{max(0.3, p90 - p10):.2f}%"'
+    parts.append(f'<rect class="{escape(kind)} faint" {band} y="2" height="40"/>')
+    for index, count in enumerate(counts):
+        if count:
+            half = 3 + 15 * count / most
+            spot = (
+                f'x="{100 * index / _BINS:.2f}%" y="{22 - half:.1f}" width="{90 / _BINS:.2f}%" height="{2 * half:.1f}"'
+            )
+            parts.append(f'<rect class="{escape(kind)}" {spot} rx="1"/>')
+    parts.append(f'<line class="median" x1="{median:.2f}%" x2="{median:.2f}%" y1="0" y2="44"/>')
+    return _draw("".join(parts), 44)
+
+
+def trace(series: Sequence[tuple[str, Sequence[float]]], top: float) -> Markup:
+    """Values in the order in which they came, one line of its class a series, on a scale from 0 to `top`."""
+    parts = []
+    for kind, samples in series:
+        step = 100 / max(1, len(samples) - 1)
+        points = " ".join(f"{i * step:.2f},{100 - 100 * min(v, top) / top:.2f}" for i, v in enumerate(samples))
+        parts.append(f'<polyline class="{escape(kind)}" points="{points}"/>')
+    inner = "".join(parts)
+    return Markup(  # noqa: S704 - numbers and escaped class names only
+        f'<svg class="trace" viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{inner}</svg>'
+    )
+
+
+def shares(parts: Sequence[tuple[float, str]]) -> Markup:
+    """Parts of a whole side by side, each (amount, class)."""
+    whole = sum(amount for amount, _ in parts) or 1.0
+    left, drawn = 0.0, []
+    for amount, kind in parts:
+        width = 100 * amount / whole
+        if amount > 0:
+            drawn.append(f'<rect class="{escape(kind)}" x="{left:.2f}%" width="{max(0.6, width):.2f}%" height="16"/>')
+        left += width
+    return _draw("".join(drawn), 16)
+
+
+def span(ends: Sequence[float], *, pad: float = 0.06) -> tuple[float, float]:
+    """A scale that holds every value with some air around."""
     low, high = min(ends), max(ends)
-    pad = (high - low) * 0.08 or 0.01
-    low, high = low - pad, high + pad
-
-    def place(value: float) -> float:
-        return 210 + 330 * (value - low) / (high - low)
-
-    height = 26 * len(rows) + 26
-    parts = [_open(title, height)]
-    for index, row in enumerate(rows):
-        y = 26 * index + 13
-        parts.append(f'<text class="lab" x="196" y="{y + 4}" text-anchor="end">{_cut(row.label, 30)}</text>')
-        if row.low is not None and row.high is not None:
-            parts.append(f'<line class="rule" x1="{place(row.low):.1f}" x2="{place(row.high):.1f}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<circle class="{escape(row.kind)}" cx="{place(row.value):.1f}" cy="{y}" r="5"/>')
-        parts.append(f'<text class="val" x="552" y="{y + 4}">{row.value:.4f}</text>')
-    y = 26 * len(rows) + 14
-    parts.append(f'<text class="axis" x="210" y="{y}">{low:.3f}</text>')
-    parts.append(f'<text class="axis" x="540" y="{y}" text-anchor="end">{high:.3f} {escape(text)}</text>')
-    return Markup("".join([*parts, "</svg>"]))  # noqa: S704 - every text above is escaped
+    air = (high - low) * pad or abs(high) * 0.02 or 1.0
+    return low - air, high + air
 
 
-def distributions(title: str, series: Sequence[tuple[str, str, Sequence[float]]], unit: str) -> Markup:
-    """Every sample as a tick, the median as a long one, the p10 to p90 band behind; one row a series."""
-    rows = [(label, kind, list(samples)) for label, kind, samples in series if samples]
-    if not rows:
-        return Markup("")
-    shown = [value for _, _, samples in rows for value in samples if value <= 1.25 * percentile(samples, 0.95)]
-    high = max(shown) * 1.05
-
-    def place(value: float) -> float:
-        return 110 + 430 * min(value, high) / high
-
-    height = 34 * len(rows) + 22
-    parts = [_open(title, height)]
-    for index, (label, kind, samples) in enumerate(rows):
-        y = 34 * index + 4
-        p10, median, p90 = (percentile(samples, share) for share in (0.1, 0.5, 0.9))
-        width = max(1.0, place(p90) - place(p10))
-        parts.append(f'<text class="lab" x="102" y="{y + 17}" text-anchor="end">{_cut(label, 16)}</text>')
-        parts.append(
-            f'<rect class="{escape(kind)} faint" x="{place(p10):.1f}" y="{y}" width="{width:.1f}" height="26"/>'
-        )
-        for value in samples[:400]:
-            x = place(value)
-            parts.append(f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{y + 8}" y2="{y + 18}"/>')
-        x = place(median)
-        parts.append(f'<line class="median" x1="{x:.1f}" x2="{x:.1f}" y1="{y}" y2="{y + 26}"/>')
-        parts.append(f'<text class="val" x="552" y="{y + 17}">{median:.2f} {escape(unit)}</text>')
-    y = 34 * len(rows) + 14
-    parts.append(f'<text class="axis" x="110" y="{y}">0</text>')
-    parts.append(f'<text class="axis" x="540" y="{y}" text-anchor="end">{high:.1f} {escape(unit)}</text>')
-    return Markup("".join([*parts, "</svg>"]))  # noqa: S704 - every text above is escaped
+def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round values between low and high, about `wanted` of them, steps of 1, 2 or 5 times a power of ten."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
 
 
-def shares(title: str, rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]]) -> Markup:
-    """Stacked bars of parts of a whole: one row each of (part label, amount, CSS class)."""
-    rows = [(label, parts) for label, parts in rows if sum(amount for _, amount, _ in parts) > 0]
-    if not rows:
-        return Markup("")
-    parts = [_open(title, 40 * len(rows) + 2)]
-    for index, (label, pieces) in enumerate(rows):
-        total = sum(amount for _, amount, _ in pieces)
-        x, y = 110.0, 40 * index + 2
-        parts.append(f'<text class="lab" x="102" y="{y + 15}" text-anchor="end">{_cut(label, 16)}</text>')
-        said = []
-        for name, amount, kind in pieces:
-            width = 430 * amount / total
-            parts.append(f'<rect class="{escape(kind)}" x="{x:.1f}" y="{y}" width="{width:.1f}" height="18"/>')
-            said.append(f"{name} {amount:g} ({amount / total:.1%})")
-            x += width
-        parts.append(f'<text class="axis" x="110" y="{y + 32}">{_cut(" · ".join(said), 90)}</text>')
-    return Markup("".join([*parts, "</svg>"]))  # noqa: S704 - every text above is escaped
+def _placer(scale: tuple[float, float]) -> Callable[[float], float]:
+    low, high = scale
+    return lambda value: 100 * min(1.0, max(0.0, (value - low) / (high - low)))
 
 
-def _open(title: str, height: int) -> str:
-    return f'<svg role="img" viewBox="0 0 {_WIDTH} {height}" class="chart"><title>{escape(title)}</title>'
-
-
-def _cut(text: str, size: int) -> Markup:
-    return escape(text if len(text) <= size else text[: size - 1] + "…")
+def _draw(inner: str, height: int) -> Markup:
+    return Markup(f'<svg width="100%" height="{height}" aria-hidden="true">{inner}</svg>')  # noqa: S704 - escaped above

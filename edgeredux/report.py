@@ -401,18 +401,16 @@ def show_value(value: float) -> str:
 
 
 def show_share(value: float) -> str:
-    """A value of 0..1 at three decimals, or as many as keep what is not 1 from looking like 1."""
-    for digits in range(3, 9):
-        text = f"{value:.{digits}f}"
-        if value == 1 or float(text) != 1:
-            return text
-    return f"{value:.3f}"
+    """A value of 0..1 at three decimals; what is not quite 1 never looks like 1."""
+    if not 0.9995 <= value < 1:
+        return f"{value:.3f}"
+    return f"{value:.4f}" if value < 0.99995 else ">0.9999"
 
 
 def show_beside(reading: Reading, limit: float) -> str:
     """`show_number`, with more digits where the value and the limit would look the same without being it."""
     shown = show_number(reading)
-    number = shown.removesuffix(reading.unit).strip().replace(",", "")
+    number = shown.removesuffix(reading.unit).strip(" >").replace(",", "")
     if reading.value == limit or float(number) != limit:
         return shown
     unit = "x" if reading.unit == "x" else "" if reading.unit in _SHARES else f" {reading.unit}"

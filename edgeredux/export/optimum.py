@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import onnx_ir as ir
-import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+_LOGGERS = ("torch", "torch.onnx", "onnxscript", "onnx_ir", "optimum", "transformers")
+
 
 @contextmanager
 def quiet(log: Path) -> Iterator[None]:
     """What the exporter prints, warns and logs goes to the log file."""
     handler = logging.FileHandler(log, encoding="utf-8")
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir", "torch.onnx")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
     with log.open("a", encoding="utf-8") as sink, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
