@@ -16,17 +16,18 @@ from edgeredux.passes.onnx import files
 from edgeredux.seams import PassContext, Tolerance
 
 # What leaves an additive mask an additive mask on its way to Softmax.
-_CARRIERS = {"Where", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Identity", "Concat", "Transpose", "Gather"}
+_CARRIERS = {"Expand", "Reshape", "Unsqueeze", "Squeeze", "Slice", "Identity", "Transpose", "Gather"}
 _HUGE = -1e30
 
 
 class ClampMasks(ir.passes.InPlacePass):
-    """Raise constants below -1e30 to `floor` where all they do is to be added before a Softmax.
+    """Raise constants below -1e30 to `floor` where all they do is to mask what a Softmax reads.
 
     Given   s = Softmax(scores + Where(mask, 0, -3.4e38)); y = Where(IsNaN(s), 0, s)
     Result  y = Softmax(scores + Where(mask, 0, -40))
 
-    exp(-40) is 4e-18: what was masked stays masked in float32. `1 - mask` times -3.4e38 counts as well. The guard
+    exp(-40) is 4e-18: what was masked stays masked in float32. `1 - mask` times -3.4e38 counts as well, and so does
+    Where(mask, scores, -inf) right before the Softmax, where parity shows whether real scores stay above the floor. The guard
     against NaN goes with the infinity that made it necessary (a row with nothing to attend to gives equal weights
     instead of zeros or NaN).
     """
@@ -38,18 +39,22 @@ class ClampMasks(ir.passes.InPlacePass):
         self.refused: list[str] = []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
+        reached: set[int] = set()
         for graph in list(files.graphs(model)):
             for value in list(_constants(graph)):
                 array = files.constant(value)
                 if array is None or array.dtype.kind != "f" or not array.size or not (array <= _HUGE).any():
                     continue
-                if _only_masks(value):
+                if softmaxes := _softmaxes(value):
+                    reached.update(id(node) for node in softmaxes)
                     _replace(graph, value, np.maximum(array, np.asarray(self.floor, array.dtype)))
                     self.clamped.append(str(value.name))
                 else:
                     self.refused.append(str(value.name))
-        guards = sum(_drop_guards(graph) for graph in list(files.graphs(model))) if self.clamped else 0
-        return ir.passes.PassResult(model, bool(self.clamped or guards))
+        if self.clamped and not self.refused:
+            for graph in list(files.graphs(model)):
+                _drop_guards(graph, reached)
+        return ir.passes.PassResult(model, bool(self.clamped))
 
 
 def _constants(graph: ir.Graph) -> Iterator[ir.Value]:
@@ -59,43 +64,34 @@ def _constants(graph: ir.Graph) -> Iterator[ir.Value]:
             yield node.outputs[0]
 
 
-def _only_masks(value: ir.Value) -> bool:
-    """Whether every way from `value` ends as a summand of a Softmax's input."""
+def _softmaxes(value: ir.Value) -> list[ir.Node]:
+    """The Softmax nodes that `value` ends in as a summand or a filling; empty when it ends anywhere else as well."""
+    found: dict[int, ir.Node] = {}
     ways, seen = [(value, False)], set()
     while ways:
-        current, added = ways.pop()
-        if (id(current), added) in seen:
+        current, masking = ways.pop()
+        if (id(current), masking) in seen:
             continue
-        seen.add((id(current), added))
+        seen.add((id(current), masking))
         uses = list(current.uses())
         if not uses or current.is_graph_output():
-            return False
+            return []
         for node, index in uses:
-            if node.domain != "":
-                return False
-            if node.op_type == "Softmax" and added:
-                continue
-            if node.op_type == "Add":
-                ways.append((node.outputs[0], True))
-            elif node.op_type == "Where" and index > 0 and not added and _where_softmax(node):
-                # Where(keep, scores, -inf) replaces instead of adding; scores are far above the floor in practice,
-                # but "in practice" is not "always": only the additive form is exact enough to touch.
-                return False
-            elif node.op_type == "Mul" and not added and _zero_or_one(node.inputs[1 - index]):
-                ways.append((node.outputs[0], added))
-            elif node.op_type in _CARRIERS and (node.op_type != "Where" or index > 0) and _carried(node, index):
-                ways.append((node.outputs[0], added))
+            if node.domain == "" and node.op_type == "Softmax" and masking:
+                found[id(node)] = node
+            elif node.domain == "" and _carries(node, index, masking):
+                ways.append((node.outputs[0], masking or node.op_type in ("Add", "Where")))
             else:
-                return False
-    return True
+                return []
+    return list(found.values())
 
 
-def _carried(node: ir.Node, index: int) -> bool:
-    return index == 0 or node.op_type in ("Where", "Concat")
-
-
-def _where_softmax(node: ir.Node) -> bool:
-    return any(use.node.op_type == "Softmax" for use in node.outputs[0].uses())
+def _carries(node: ir.Node, index: int, masking: bool) -> bool:
+    if node.op_type == "Mul":
+        return not masking and _zero_or_one(node.inputs[1 - index])
+    if node.op_type == "Where":
+        return index > 0
+    return node.op_type in ("Add", "Concat") or (node.op_type in _CARRIERS and index == 0)
 
 
 def _zero_or_one(value: ir.Value | None) -> bool:
@@ -121,9 +117,8 @@ def _replace(graph: ir.Graph, value: ir.Value, array: np.ndarray[tuple[int, ...]
         graph.remove(node, safe=True)
 
 
-def _drop_guards(graph: ir.Graph) -> int:
-    """Replace Where(IsNaN(s), c, s), s a Softmax, by s: a Softmax of finite values has no NaN."""
-    dropped = 0
+def _drop_guards(graph: ir.Graph, reached: set[int]) -> None:
+    """Replace Where(IsNaN(s), c, s), s one of these Softmaxes, by s: a Softmax of finite values has no NaN."""
     for node in list(graph):
         if node.op_type != "Where" or node.outputs[0].is_graph_output():
             continue
@@ -132,14 +127,12 @@ def _drop_guards(graph: ir.Graph) -> int:
         softmax = None if kept is None else kept.producer()
         if asked is None or softmax is None or asked.op_type != "IsNaN" or softmax.op_type != "Softmax":
             continue
-        if asked.inputs[0] is not kept or kept is None:
+        if asked.inputs[0] is not kept or kept is None or id(softmax) not in reached:
             continue
         ir.convenience.replace_all_uses_with(node.outputs[0], kept)
         graph.remove(node, safe=True)
         if not list(asked.outputs[0].uses()):
             graph.remove(asked, safe=True)
-        dropped += 1
-    return dropped
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -163,7 +156,7 @@ class ClampMask:
         result = step(model)
         left = f"; left alone, as they have other uses: {', '.join(step.refused[:3])}" if step.refused else ""
         if not result.modified:
-            return Change("clamp_mask", False, f"declined: no constant below {_HUGE:g} is added before a Softmax{left}")
+            return Change("clamp_mask", False, f"declined: no constant below {_HUGE:g} masks a Softmax{left}")
         files.write(result.model, out)
         why = f"{len(step.clamped)} mask constants raised to {self.floor:g}{left}"
         return Change("clamp_mask", True, why, {"constants": step.clamped, "left": step.refused})

@@ -30,11 +30,12 @@ class FoldGraph(ir.passes.InPlacePass):
         self.limit_bytes = limit_bytes
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        before = _shape_of(model)
+        before, gathers = _shape_of(model), _gathers(model)
         # onnxscript counts elements, not bytes; 4 bytes an element is what weights have.
         limit = self.limit_bytes // 4
         optimizer.optimize_ir(model, num_iterations=4, input_size_limit=limit, output_size_limit=limit)
         ir.passes.Sequential(
+            _GatherInOrder(),
             common.IdentityEliminationPass(),
             common.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0),
             common.LiftSubgraphInitializersToMainGraphPass(),
@@ -46,7 +47,39 @@ class FoldGraph(ir.passes.InPlacePass):
             common.RemoveUnusedOpsetsPass(),
             common.ClearMetadataAndDocStringPass(),
         )(model)
-        return ir.passes.PassResult(model, _shape_of(model) != before)
+        return ir.passes.PassResult(model, _shape_of(model) != before or _gathers(model) != gathers)
+
+
+class _GatherInOrder(ir.passes.InPlacePass):
+    """torch exports an attention mask of fixed shape as a GatherND of every element in order.
+
+    Given   y = GatherND(x[1, 64], [[0, 0], [0, 1], ...])
+    Result  y = Reshape(x, shape of y)
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for graph in list(files.graphs(model)):
+            for node in [node for node in graph if node.op_type == "GatherND" and node.domain == ""]:
+                data, indices, out = node.inputs[0], files.constant(node.inputs[1]), node.outputs[0]
+                if data is None or data.shape is None or not data.shape.is_static() or indices is None:
+                    continue
+                shape = data.shape.numpy()
+                if node.attributes.get_int("batch_dims", 0) or indices.shape[-1] != len(shape):
+                    continue
+                places = np.moveaxis(indices, -1, 0)
+                if (places < 0).any():
+                    continue
+                flat = np.ravel_multi_index(tuple(places), shape)
+                if not np.array_equal(flat.reshape(-1), np.arange(np.prod(shape))):
+                    continue
+                target = ir.val(f"{out.name}_shape", const_value=ir.tensor(np.array(flat.shape, np.int64)))
+                graph.register_initializer(target)
+                made = ir.node("Reshape", [data, target], name=node.name)
+                made.outputs[0].name = out.name
+                ir.convenience.replace_nodes_and_values(graph, node, [node], [made], [out], [made.outputs[0]])
+                modified = True
+        return ir.passes.PassResult(model, modified)
 
 
 class _Contiguous(ir.passes.InPlacePass):
@@ -61,6 +94,10 @@ class _Contiguous(ir.passes.InPlacePass):
                     value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
                     modified = True
         return ir.passes.PassResult(model, modified)
+
+
+def _gathers(model: ir.Model) -> int:
+    return sum(node.op_type == "GatherND" for node in model.graph.all_nodes())
 
 
 def _shape_of(model: ir.Model) -> tuple[int, int]:
