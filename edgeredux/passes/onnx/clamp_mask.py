@@ -27,9 +27,9 @@ class ClampMasks(ir.passes.InPlacePass):
     Result  y = Softmax(scores + Where(mask, 0, -40))
 
     exp(-40) is 4e-18: what was masked stays masked in float32. `1 - mask` times -3.4e38 counts as well, and so does
-    Where(mask, scores, -inf) right before the Softmax, where parity shows whether real scores stay above the floor. The guard
-    against NaN goes with the infinity that made it necessary (a row with nothing to attend to gives equal weights
-    instead of zeros or NaN).
+    Where(mask, scores, -inf) right before the Softmax, where parity shows whether real scores stay above the
+    floor. The guard against NaN goes with the infinity that made it necessary (a row with nothing to attend to gives
+    equal weights instead of zeros or NaN).
     """
 
     def __init__(self, floor: float) -> None:
@@ -43,7 +43,9 @@ class ClampMasks(ir.passes.InPlacePass):
         for graph in list(files.graphs(model)):
             for value in list(_constants(graph)):
                 array = files.constant(value)
-                if array is None or array.dtype.kind != "f" or not array.size or not (array <= _HUGE).any():
+                if array is None or array.dtype.kind != "f" or not array.size:
+                    continue
+                if float(array.astype(np.float64).min()) > _HUGE:
                     continue
                 if softmaxes := _softmaxes(value):
                     reached.update(id(node) for node in softmaxes)

@@ -67,7 +67,7 @@ class _GatherInOrder(ir.passes.InPlacePass):
                 shape = data.shape.numpy()
                 if node.attributes.get_int("batch_dims", 0) or indices.shape[-1] != len(shape):
                     continue
-                places = np.moveaxis(indices, -1, 0)
+                places = np.moveaxis(indices.astype(np.int64), -1, 0)
                 if (places < 0).any():
                     continue
                 flat = np.ravel_multi_index(tuple(places), shape)

@@ -39,10 +39,10 @@ class QdqStatic:
     `activation`: uint16 keeps embeddings (MiniLM 0.999 cosine), uint8 is half the traffic and for CNNs. `weight`:
     int8, symmetric, so zeros stay zeros. `per_channel`: one scale an output channel, MatMul weights included: ONNX
     Runtime's helper still writes those per tensor for QNN (MiniLM: cosine 0.963 instead of 0.999), while Qualcomm's
-    HTP library takes and computes them per channel. `method`: minmax, entropy or percentile (ONNX Runtime's calibrators). LayerNorm and Gelu chains
-    are first fused into the one standard operator each. Declines on dynamic shapes (put fix_shapes before, or give
-    the artifact `shapes`) and on constants below -1e30 (put clamp_mask before): they take the whole range, measured
-    cosine 0.36. Raises DataError without calibration feeds.
+    HTP library takes and computes them per channel. `method`: minmax, entropy or percentile (ONNX Runtime's
+    calibrators). LayerNorm and Gelu chains are first fused into the one standard operator each. Declines on dynamic
+    shapes (put fix_shapes before, or give the artifact `shapes`) and on constants below -1e30 (put clamp_mask
+    before): they take the whole range, measured cosine 0.36. Raises DataError without calibration feeds.
     """
 
     activation: Literal["uint16", "uint8"] = "uint16"
@@ -135,7 +135,8 @@ def _unfit(model: ir.Model) -> str | None:
         for value in (*graph.initializers.values(), *(out for node in graph for out in node.outputs)):
             array = files.constant(value)
             if array is not None and array.dtype.kind == "f" and array.size and float(array.min()) <= -1e30:
-                return f"constant {value.name} reaches {float(array.min()):g} and would take the range; put clamp_mask before"
+                least = f"{float(array.min()):g}"
+                return f"constant {value.name} reaches {least} and would take the range; put clamp_mask before"
     return None
 
 
