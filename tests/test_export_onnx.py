@@ -111,18 +111,19 @@ def test_same_bytes_in_every_process(tmp_path: Path) -> None:
         "m = tiny_bert(); out = Path(sys.argv[1])\n"
         "TorchOnnx().export(ExportJob(model=m, samples=tokens(m, (2, 7)), out=out, shapes={}, log=out.parent / 'log'))"
     )
-    found = set()
-    for seed in ("1", "2"):
-        out = tmp_path / f"{seed}.onnx"
-        env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(Path(__file__).parent)}
-        subprocess.run([sys.executable, "-c", program, out], env=env, check=True, capture_output=True)
-        found.add(hashlib.sha256(out.read_bytes()).hexdigest())
+    out = tmp_path / "other.onnx"
+    env = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", program, out], env=env, check=True, capture_output=True)
+    model = tiny_bert()
+    TorchOnnx().export(job(model, tokens(model, (2, 7)), tmp_path))  # this process has another hash seed
+    found = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (out, tmp_path / "m.onnx")}
     assert len(found) == 1
 
 
 def test_weights_beyond_the_limit_go_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "INLINE_LIMIT_BYTES", 10)
-    change = TorchOnnx().export(job(two_heads(), images(2, 1), tmp_path))
+    model = tiny_bert()
+    change = TorchOnnx().export(job(model, tokens(model, (2, 7)), tmp_path))
     data = tmp_path / "m.onnx.data"
     assert data.stat().st_size > 0
     assert change.details["bytes_after"] == (tmp_path / "m.onnx").stat().st_size + data.stat().st_size
@@ -148,12 +149,12 @@ def test_a_file_that_does_not_agree_is_refused_and_not_left(tmp_path: Path) -> N
 class Untraceable(TwoHeads):
     def forward(self, image: torch.Tensor, shift: torch.Tensor) -> dict[str, torch.Tensor]:
         found = super().forward(image, shift)
-        return found if float(image.detach().numpy().sum()) > 1e9 else found
+        return {**found, "scores": found["scores"] * (2.0 if bool(image.sum() > 0) else 1.0)}
 
 
 def test_what_cannot_be_traced_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     wrong = replace(two_heads(), module=Untraceable().eval())
-    with pytest.raises(ModelError, match="torch.onnx cannot export it") as caught:
+    with pytest.raises(ModelError, match=r"torch\.onnx cannot export it") as caught:
         TorchOnnx().export(job(wrong, images(2, 1), tmp_path))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
@@ -162,7 +163,7 @@ def test_what_cannot_be_traced_is_one_line(tmp_path: Path, capfd: pytest.Capture
 
 def test_jobs_that_make_no_sense(tmp_path: Path) -> None:
     model = two_heads()
-    with pytest.raises(ModelError, match="'sequence' is no axis of it. Allowed: batch"):
+    with pytest.raises(ModelError, match=r"'sequence' is no axis of it\. Allowed: batch"):
         TorchOnnx().export(job(model, images(2), tmp_path, {"sequence": 3}))
     with pytest.raises(DataError, match="batch 2, not 1"):
         TorchOnnx().export(job(model, images(2), tmp_path, {"batch": 1}))

@@ -54,15 +54,15 @@ def tiny_classifier() -> Model:
     return model_of(module, "classification", inputs, "logits", ("batch", None))
 
 
-def tiny_llama() -> Model:
+def tiny_llama(key_value_heads: int = 2) -> Model:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=16,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
+        num_attention_heads=4,
+        num_key_value_heads=key_value_heads,
         intermediate_size=24,
         vocab_size=50,
         max_position_embeddings=32,

@@ -83,15 +83,9 @@ class Optimum:
                     monolith=True,
                     do_validation=False,  # ours compares real inputs of several shapes, and raises
                 )
-            except (
-                ValueError,
-                RuntimeError,
-                KeyError,
-                NotImplementedError,
-                torch.onnx.errors.OnnxExporterError,
-            ) as problem:
+            except Exception as problem:
                 raise ModelError(
-                    one_line(f"model {job.model.name}: Optimum cannot export it: {problem}", 400)
+                    one_line(f"model {job.model.name}: Optimum cannot export it: {problem} (log: {job.log})", 400)
                 ) from problem
             finally:
                 _restore(module.config, before)
