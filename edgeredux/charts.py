@@ -61,10 +61,9 @@ def axis(scale: tuple[float, float], unit: str = "") -> Markup:
     parts = []
     for index, mark in enumerate(marks):
         x = place(mark)
-        anchor = "start" if x < 4 else "end" if x > 94 else "middle"
         said = f"{mark:,.{digits}f}" + (f" {unit}" if unit and index == len(marks) - 1 else "")
         parts.append(f'<line class="guide" x1="{x:.2f}%" x2="{x:.2f}%" y1="0" y2="4"/>')
-        parts.append(f'<text x="{x:.2f}%" y="16" text-anchor="{anchor}">{escape(said)}</text>')
+        parts.append(f'<text x="{x:.2f}%" y="16" text-anchor="middle">{escape(said)}</text>')
     return _draw("".join(parts), 20)
 
 
@@ -77,7 +76,7 @@ def histogram(samples: Sequence[float], scale: tuple[float, float], kind: str) -
             counts[min(_BINS - 1, int(place(value) / 100 * _BINS))] += 1
     most = max(counts) or 1
     p10, median, p90 = (place(percentile(samples, share)) for share in (0.1, 0.5, 0.9))
-    parts = [f'<line class="guide" x1="0" x2="100%" y1="22" y2="22"/>']
+    parts = ['<line class="guide" x1="0" x2="100%" y1="22" y2="22"/>']
     band = f'x="{p10:.2f}%" width="{max(0.3, p90 - p10):.2f}%"'
     parts.append(f'<rect class="{escape(kind)} faint" {band} y="2" height="40"/>')
     for index, count in enumerate(counts):
@@ -116,11 +115,12 @@ def shares(parts: Sequence[tuple[float, str]]) -> Markup:
     return _draw("".join(drawn), 16)
 
 
-def span(ends: Sequence[float], *, pad: float = 0.06) -> tuple[float, float]:
-    """A scale that holds every value with some air around."""
+def span(ends: Sequence[float], *, ceiling: float | None = None) -> tuple[float, float]:
+    """A scale that holds every value with some air around, but none above a ceiling that no value passes."""
     low, high = min(ends), max(ends)
-    air = (high - low) * pad or abs(high) * 0.02 or 1.0
-    return low - air, high + air
+    air = (high - low) * 0.06 or abs(high) * 0.02 or 1.0
+    top = high + air
+    return low - air, min(top, ceiling) if ceiling is not None and high <= ceiling else top
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:

@@ -37,7 +37,7 @@ RATIO_OF: Mapping[str, str] = {
     "quality": "quality_ratio",
 }
 # Units of which 0..1 is the whole range, so that the third decimal counts.
-_SHARES = ("accuracy", "agreement with dense", "share of texts", "share of tokens", "mean cosine to dense")
+SHARES = ("accuracy", "agreement with dense", "share of texts", "share of tokens", "mean cosine to dense")
 
 
 @dataclass(frozen=True)
@@ -386,7 +386,7 @@ def show_number(reading: Reading) -> str:
     """Value and unit at a readable precision: "4.21 ms", "0.231x", "0.957"; shares and ratios without their unit."""
     if reading.unit == "x":
         return f"{show_value(reading.value)}x"
-    if reading.unit in _SHARES:
+    if reading.unit in SHARES:
         return show_share(reading.value)
     return f"{show_value(reading.value)} {reading.unit}".strip()
 
@@ -413,7 +413,7 @@ def show_beside(reading: Reading, limit: float) -> str:
     number = shown.removesuffix(reading.unit).strip(" >").replace(",", "")
     if reading.value == limit or float(number) != limit:
         return shown
-    unit = "x" if reading.unit == "x" else "" if reading.unit in _SHARES else f" {reading.unit}"
+    unit = "x" if reading.unit == "x" else "" if reading.unit in SHARES else f" {reading.unit}"
     exact = (f"{reading.value:.{digits}g}" for digits in range(4, 18))
     return next(text for text in exact if float(text) != limit) + unit
 

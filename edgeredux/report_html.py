@@ -1,32 +1,30 @@
-"""The report for people: one self-contained HTML file, verdict first. A pure function of the Report."""
+"""The report for people: one self-contained HTML file, verdict first. A pure function of the Report.
+
+The page holds no script and asks for nothing from outside; its own content policy forbids both. All text is escaped,
+because names and messages come from files of strangers.
+"""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from markupsafe import Markup
 
-from edgeredux import charts
+from edgeredux import charts, report_words
+from edgeredux.artifact import Artifact
 from edgeredux.readings import AnyReading, Missing, Reading
-from edgeredux.report import Report, StepLine, TargetReport, describe_check, show_number
-
-METRIC_NAMES = {
-    "latency_ms": "Latency",
-    "throughput_per_s": "Throughput",
-    "energy_mj": "Energy",
-    "memory_mb": "Peak memory",
-    "size_mb": "File size",
-    "quality": "Quality",
-    "agreement_top1": "Nearest neighbour kept",
-}
-_LAYERS_SHOWN = 12
+from edgeredux.report import RATIO_OF, SHARES, Report, StepLine, show_value
+from edgeredux.report_target import view
+from edgeredux.report_words import METRIC_NAMES, SOURCE_WORDS, change, show, unique
 
 
 def render(report: Report) -> str:
-    """The page. All text in it is escaped: names and messages come from files of strangers."""
+    """The page. Equal reports give equal pages, byte for byte."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -37,119 +35,266 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        {"reading": cell, "number": show_number, "bytes": show_bytes, "words": describe_check, "spread": spread}
+        reading=show,
+        spread=report_words.spread,
+        bytes=report_words.show_bytes,
+        count=report_words.count,
+        metric=report_words.metric_name,
+        fact=report_words.show_fact,
+        beside=report_words.beside,
+        margin=report_words.margin,
+        link=report_words.link,
     )
     environment.tests["missing"] = lambda value: isinstance(value, Missing)
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         report=report,
         failures=report.failures(),
+        remarks=[*report.remarks(), *report.warnings],
         headline=headline(report),
-        charts=_charts(report),
-        targets=[(target, _target_charts(target), _top_layers(target)) for target in report.targets],
-        names=METRIC_NAMES,
-        command=command(report),
+        tiles=tiles(report),
+        targets=[view(target) for target in report.targets],
+        artifacts=[_artifact(item) for item in report.artifacts],
+        quality=quality_charts(report),
+        steps=steps(report),
+        sources=SOURCE_WORDS,
+        commands=commands(report),
+        recipe=yaml.safe_dump(dict(report.to_json()["recipe"]), sort_keys=False, allow_unicode=True, width=100),
     )
+    # A name from a file system may hold bytes that are no text (lone surrogates); the page is UTF-8 all the same.
+    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def headline(report: Report) -> str:
-    """Why it passed or failed, in one sentence."""
-    failures = report.failures()
-    checks = sum(len(target.checks) for target in report.targets)
-    if failures:
-        return f"{len(failures)} of what was asked was not shown."
-    where = ", ".join(target.name for target in report.targets)
-    return f"All {checks} checks passed on {where}."
+    """The verdict in one sentence."""
+    checks = [check for target in report.targets for check in target.checks]
+    missed = sum(not check.passed for check in checks)
+    others = len(report.failures()) - missed
+    if not report.targets:
+        return "Nothing was judged."
+    if report.passed:
+        return "The one check passed." if len(checks) == 1 else f"All {len(checks)} checks passed."
+    said = [f"{missed} of {len(checks)} checks missed"] if missed else []
+    said += [f"{others} other failure{'s' if others > 1 else ''}"] if others else []
+    return " and ".join(said) + "."
 
 
-def command(report: Report) -> str:
-    """The command that makes this report again."""
-    return f"edgeredux run {report.recipe.get('name')} --model {shlex.quote(str(report.model.get('source')))} --out DIR"
+@dataclass(frozen=True)
+class Tile:
+    """One key figure: what, in large the outcome, below it from where to where, and its source."""
+
+    name: str
+    big: str
+    small: str
+    reading: AnyReading
 
 
-def cell(value: AnyReading | None) -> str:
-    """A reading as text; what is missing says so."""
-    if value is None:
-        return "–"
-    return "missing" if isinstance(value, Missing) else show_number(value)
+def tiles(report: Report) -> list[Tile]:
+    """Latency, size and quality of the first target."""
+    if not report.targets:
+        return []
+    target = report.targets[0]
+    found = []
+    for metric, better, worse in (("latency_ms", "faster", "slower"), ("size_mb", "smaller", "larger")):
+        dense, reduced = target.dense.get(metric), target.reduced.get(metric)
+        ratio = target.ratios.get(RATIO_OF[metric])
+        if isinstance(ratio, Reading) and ratio.value > 0:
+            found.append(
+                Tile(
+                    METRIC_NAMES[metric], _times(ratio.value, better, worse), f"{show(dense)} → {show(reduced)}", ratio
+                )
+            )
+        else:
+            absent = ratio if isinstance(ratio, Missing) else _missing(reduced)
+            found.append(Tile(METRIC_NAMES[metric], "not known", absent.reason, absent))
+    quality = target.reduced.get("quality", Missing("nobody took it"))
+    if isinstance(quality, Reading):
+        small = f"{quality.unit}; dense model here {show(target.dense.get('quality'))}"
+        found.append(Tile("Quality", show(quality).removesuffix(quality.unit).strip(), small, quality))
+    else:
+        found.append(Tile("Quality", "not known", quality.reason, quality))
+    return found
 
 
-def spread(value: AnyReading) -> str:
-    """p10 to p90, or the 95 % interval, where there is one."""
-    if isinstance(value, Missing):
-        return ""
-    if value.low is not None and value.high is not None:
-        return f"95 % interval {value.low:.4g} to {value.high:.4g}, n={value.n}"
-    if value.p10 is not None and value.p90 is not None:
-        return f"p10 {value.p10:.4g}, p90 {value.p90:.4g}, n={value.n}"
-    return f"n={value.n}"
+def _times(ratio: float, better: str, worse: str) -> str:
+    if 0.995 <= ratio <= 1.005:
+        return "as dense"
+    return (
+        f"{1 / ratio:.1f}× {better}"
+        if ratio < 1 / 1.05
+        else f"{(1 - ratio):.1%} {better}"
+        if ratio < 1
+        else f"{ratio:.2f}× {worse}"
+    )
 
 
-def show_bytes(value: int | None) -> str:
-    """Bytes in kB or MB."""
-    if value is None:
-        return "–"
-    return f"{value / 1e6:,.2f} MB" if value >= 100_000 else f"{value / 1e3:,.1f} kB"
+def _missing(value: AnyReading | None) -> Missing:
+    return value if isinstance(value, Missing) else Missing("no ratio was formed")
 
 
-def _charts(report: Report) -> Mapping[str, Markup]:
-    latency: list[charts.Bar] = []
-    size: list[charts.Bar] = []
-    quality: list[charts.Span] = []
+def commands(report: Report) -> list[tuple[str, str]]:
+    """Commands with what each does, to be typed in the bundle's folder."""
+    judged = {target.target for target in report.targets}
+    wanted = report.recipe.get("targets")
+    only = judged and isinstance(wanted, Mapping) and judged != set(wanted)
+    chosen = "".join(f" --target {shlex.quote(name)}" for name in sorted(judged)) if only else ""
+    version = str(report.environment.get("edgeredux", ""))
+    return [
+        (f"pip install {shlex.quote(f'edgeredux=={version}')}", "the version that wrote this report"),
+        (f"edgeredux run recipe.yaml{chosen} --out ../again", "the same recipe, model and data once more"),
+        ("edgeredux report .", "compare every file here with its hash, judge the readings again, draw this page"),
+    ]
+
+
+def _artifact(artifact: Artifact) -> dict[str, Any]:
+    """An artifact with what is said of its parity, in words."""
+    parity = artifact.parity
+    found = [_figures(parity)]
+    worst = parity.get("worst")
+    if isinstance(worst, Mapping) and worst:
+        found.append(f"most moved by {worst.get('pass')}: {_figures(worst)}".removesuffix(": "))
+    export = parity.get("export")
+    if isinstance(export, Mapping) and export:
+        found.append(f"export: {_figures(export)}".removesuffix(": "))
+    found += [str(parity[name]) for name in ("reason",) if parity.get(name)]
+    return {"artifact": artifact, "passed": parity.get("passed") is True, "parity": [line for line in found if line]}
+
+
+def _figures(parity: Mapping[str, Any]) -> str:
+    names = {"max_abs": "largest difference", "mean_cosine": "mean cosine", "cosine": "cosine", "samples": "inputs"}
+    taken = {words: parity[name] for name, words in names.items() if isinstance(parity.get(name), (int, float))}
+    return ", ".join(f"{words} {value:.7g}" for words, value in taken.items())
+
+
+def quality_charts(report: Report) -> list[dict[str, Any]]:
+    """One chart a metric and unit: every target's intervals over the noise of the dense model, with the limits."""
+    found = []
+    for metric in ("quality", "agreement_top1"):
+        noise = report.repeatability.get(metric)
+        units = unique(
+            value.unit
+            for target in report.targets
+            for value in (target.reduced.get(metric), target.dense.get(metric))
+            if isinstance(value, Reading)
+        )
+        for unit in units:
+            chart = _quality_chart(report, metric, unit, noise if isinstance(noise, Reading) else None)
+            found.append(chart)
+    return found
+
+
+def _quality_chart(report: Report, metric: str, unit: str, noise: Reading | None) -> dict[str, Any]:
+    noise = noise if noise is not None and noise.unit == unit else None
+    taken: list[tuple[str, str, Reading, float | None]] = []
     for target in report.targets:
-        for metric, rows in (("latency_ms", latency), ("size_mb", size)):
-            for side, profile in (("dense", target.dense), ("reduced", target.reduced)):
-                value = profile[metric]
-                if isinstance(value, Reading):
-                    rows.append(charts.Bar(f"{target.name} {side}", value.value, show_number(value), side))
+        asked = {check.name: check.limit for check in target.checks}
+        limit = asked.get(metric, asked.get("perplexity") if metric == "quality" else None)
         for side, profile in (("dense", target.dense), ("reduced", target.reduced)):
-            value = profile["quality"]
-            if isinstance(value, Reading):
-                quality.append(charts.Span(f"{target.name} {side}", value.value, value.low, value.high, side))
+            value = profile.get(metric)
+            if isinstance(value, Reading) and value.unit == unit:
+                taken.append((target.name, side, value, limit if side == "reduced" else None))
+    ends = [end for _, _, v, limit in taken for end in (v.value, v.low, v.high, limit) if end is not None]
+    if noise is not None:
+        ends += [end for end in (noise.value, noise.low, noise.high) if end is not None]
+    scale = charts.span(ends, ceiling=1.0 if unit in SHARES else None)
+    band = (noise.low, noise.high) if noise is not None and noise.low is not None and noise.high is not None else None
+    rows = [
+        {
+            "target": name,
+            "side": side,
+            "drawn": charts.interval(value.value, value.low, value.high, scale, side, band, limit),
+            "reading": value,
+            "limit": limit,
+        }
+        for name, side, value, limit in taken
+    ]
+    return {
+        "name": METRIC_NAMES[metric],
+        "unit": unit,
+        "rows": rows,
+        "axis": charts.axis(scale),
+        "noise": noise,
+        "verdict": _against_noise([(name, value) for name, side, value, _ in taken if side == "reduced"], noise),
+        "limits": any(row["limit"] is not None for row in rows),
+    }
+
+
+def _against_noise(reduced: Sequence[tuple[str, Reading]], noise: Reading | None) -> str:
+    """Whose interval lies apart from the dense model's own, in a sentence or two."""
+    if noise is None or noise.low is None or noise.high is None:
+        return ""
+    apart: list[str] = []
+    within: list[str] = []
+    for name, value in reduced:
+        if value.low is not None and value.high is not None:
+            (apart if value.high < noise.low or value.low > noise.high else within).append(name)
+    said = [f"The difference is real on {', '.join(apart)}."] if apart else []
+    said += [f"It cannot be told from noise on {', '.join(within)}."] if within else []
+    return " ".join(said)
+
+
+def steps(report: Report) -> dict[str, Any]:
+    """The steps in PyTorch, then those of each artifact; size and quality on one scale, latency on one per runtime."""
+    groups: dict[str, list[StepLine]] = {}
+    for line in report.steps:
+        groups.setdefault("" if line.stage == "reduce" else line.name.partition(": ")[0], []).append(line)
+    sizes = [float(v) for line in report.steps for v in (line.bytes_before, line.bytes_after) if v is not None]
+    quality = [line.quality for line in report.steps if isinstance(line.quality, Reading)]
     noise = report.repeatability.get("quality")
     if isinstance(noise, Reading):
-        quality.insert(0, charts.Span("dense against itself", noise.value, noise.low, noise.high, "noise"))
-    unit = next((t.reduced["quality"].unit for t in report.targets if isinstance(t.reduced["quality"], Reading)), "")
+        quality.append(noise)
+    ends = [end for value in quality for end in (value.value, value.low, value.high) if end is not None]
+    ceiling = 1.0 if all(value.unit in SHARES for value in quality) else None
+    scale = charts.span(ends, ceiling=ceiling) if ends else (0.0, 1.0)
     return {
-        "latency": charts.bars("Latency per target, dense and reduced", latency),
-        "size": charts.bars("File size per target, dense and reduced", size),
-        "quality": charts.intervals("Quality with 95 % intervals", quality, unit),
-        "steps_size": charts.bars("Size after each step", _step_bars(report.steps, "bytes")),
-        "steps_quality": charts.bars("Quality after each step", _step_bars(report.steps, "quality")),
-        "steps_latency": charts.bars("Latency after each step", _step_bars(report.steps, "latency")),
+        "groups": [_group(name, lines, max(sizes, default=0.0), scale, noise) for name, lines in groups.items()],
+        "scale": f"The quality scale runs from {show_value(scale[0])} to {show_value(scale[1])}." if ends else "",
     }
 
 
-def _step_bars(steps: Sequence[StepLine], what: str) -> list[charts.Bar]:
+def _group(
+    name: str, lines: Sequence[StepLine], most: float, scale: tuple[float, float], noise: AnyReading | None
+) -> dict[str, Any]:
+    slowest = max((line.latency_ms.value for line in lines if isinstance(line.latency_ms, Reading)), default=0.0)
+
+    def dot(value: AnyReading | None, kind: str) -> Markup:
+        if not isinstance(value, Reading):
+            return Markup("")
+        return charts.interval(value.value, value.low, value.high, scale, kind)
+
     rows = []
-    for line in steps:
-        kind = "dense" if line.stage == "reduce" else "reduced"
-        if what == "bytes" and line.bytes_after is not None and line.changed:
-            rows.append(charts.Bar(line.name, float(line.bytes_after), show_bytes(line.bytes_after), kind))
-        value = line.quality if what == "quality" else line.latency_ms if what == "latency" else None
-        if isinstance(value, Reading) and (line.changed or line.stage == "export"):
-            rows.append(charts.Bar(line.name, value.value, show_number(value), kind))
-    return rows
-
-
-def _target_charts(target: TargetReport) -> Mapping[str, Markup]:
-    samples = [(side, side, target.latency_samples.get(side, ())) for side in ("dense", "reduced")]
-    rows: list[tuple[str, list[tuple[str, float, str]]]] = []
-    for side in ("dense", "reduced"):
-        placed = sorted(target.placement.get(side, {}).items())
-        rows.append((side, [(name, float(count), f"part{i % 4}") for i, (name, count) in enumerate(placed)]))
-    return {
-        "latency": charts.distributions("Latency of every run", samples, "ms"),
-        "placement": charts.shares("Operators by where they ran", rows),
-    }
-
-
-def _top_layers(target: TargetReport) -> tuple[list[str], list[Mapping[str, Any]]]:
-    rows = [row for row in target.layers.get("reduced", ()) if row]
-    if not rows:
-        return [], []
-    columns = list(rows[0])
-    amounts = [name for name in columns if isinstance(rows[0][name], (int, float))]
-    key = next((name for name in amounts if "cycle" in name.lower() or "time" in name.lower()), None)
-    if key is not None:
-        rows = sorted(rows, key=lambda row: -float(row[key]))
-    return columns[:8], rows[:_LAYERS_SHOWN]
+    if not name and lines and lines[0].bytes_before is not None:
+        rows.append(
+            {
+                "name": "dense model",
+                "why": "as given, against itself",
+                "chip": "",
+                "bytes": lines[0].bytes_before,
+                "change": "",
+                "bar": charts.bar(lines[0].bytes_before, most, "dense"),
+                "latency": None,
+                "latency_bar": "",
+                "quality": noise,
+                "dot": dot(noise, "dense"),
+                "seconds": None,
+            }
+        )
+    for line in lines:
+        chip = "rolled back" if line.rolled_back else "" if line.changed else "unchanged"
+        latency = line.latency_ms
+        rows.append(
+            {
+                "name": line.name.partition(": ")[2] or line.name,
+                "why": line.why,
+                "chip": chip,
+                "bytes": line.bytes_after,
+                "change": change(line.bytes_before, line.bytes_after),
+                "bar": charts.bar(line.bytes_after, most, "reduced") if line.bytes_after and not chip else "",
+                "latency": latency,
+                "latency_bar": charts.bar(latency.value, slowest, "reduced") if isinstance(latency, Reading) else "",
+                "quality": line.quality,
+                "dot": dot(line.quality, "reduced"),
+                "seconds": line.seconds,
+            }
+        )
+    where = "In PyTorch (weights as float32)" if not name else f"Artifact {name}"
+    return {"title": where, "rows": rows}

@@ -1,0 +1,150 @@
+"""Structured pruning: whole FFN neurons and attention heads go, and what is left is refitted to the dense outputs.
+
+Importance of an input channel j of the reading Linear: E[x_j^2] * ||W[:, j]||^2, the energy it brings to the output
+(Wanda's |W| * ||X||, Sun et al. 2023, squared and summed over outputs), or ||W[:, j]||^2 alone for "magnitude".
+Repair: min_W ||Y - X W||^2 + ridge * ||W - W0||^2 per reading Linear, Y the dense model's own outputs there and X the
+kept channels as the already pruned model produces them (the layer-wise reconstruction of He et al. 2017, eq. 3).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from edgeredux.artifact import Change
+from edgeredux.errors import DataError, ModelError, RecipeError
+from edgeredux.model import Model
+from edgeredux.prune.groups import Group, expand, find, linear_dict, remove, update_config
+from edgeredux.seams import Feed, ReduceContext
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Structured:
+    """Remove the share `ffn` of the FFN neurons and `heads` of the attention heads of every layer.
+
+    Counts are floor(share * units), at least one unit stays; with grouped-query attention a unit is a KV head with its
+    query heads. Shapes really shrink; the config says them where it can, else edgeredux_shapes.json does.
+    """
+
+    ffn: Share = 0.25
+    heads: Share = 0.25
+    importance: Literal["activation", "magnitude"] = "activation"
+    repair: Literal["least_squares", "none"] = "least_squares"
+    ridge: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+    def check(self, model: Model) -> None:
+        """Raise when nothing would be removed, or the model has no structure of a known kind."""
+        if self.ffn == 0 and self.heads == 0:
+            raise RecipeError("structured: ffn and heads are both 0: nothing would be removed")
+        kinds = {group.kind for group in find(model.module)}
+        for kind, share in (("ffn", self.ffn), ("heads", self.heads)):
+            if share > 0 and kind not in kinds:
+                raise ModelError(
+                    f"structured: model {model.name} has no {kind} group of a known structure; set {kind}: 0"
+                )
+
+    def apply(self, model: Model, context: ReduceContext) -> tuple[Model, Change]:
+        """The model with fewer neurons and heads; deterministic for the same calibration data."""
+        torch.set_num_threads(context.threads)
+        if not context.calibration:
+            raise DataError("structured: no calibration data")
+        module = copy.deepcopy(model.module)
+        groups = [group for group in find(module) if self._share(group) > 0]
+        before = sum(parameter.numel() for parameter in module.parameters())
+        readers = [group.reader for group in groups]
+        with torch.no_grad():
+            wanted = _capture(model, model.module, readers, context.calibration, outputs=True)
+            removed: dict[str, int] = {"ffn": 0, "heads": 0}
+            for index, group in enumerate(groups):
+                context.progress(f"{group.reader}", index, len(groups))
+                current = model.after(module, "")
+                inputs = _capture(current, module, [group.reader], context.calibration, outputs=False)[group.reader]
+                keep = self._keep(module, group, inputs)
+                removed[group.kind] += group.units - len(keep)
+                start = linear_dict(module)[group.reader].weight.detach().clone()
+                remove(module, group, keep)
+                if self.repair == "least_squares":
+                    columns = expand(keep, group.width)
+                    self._refit(
+                        linear_dict(module)[group.reader], inputs[:, columns], wanted[group.reader], start[:, columns]
+                    )
+        context.progress("structured", len(groups), len(groups))
+        update_config(module)
+        after = sum(parameter.numel() for parameter in module.parameters())
+        gone = f"{removed['ffn']} FFN neurons and {removed['heads']} head groups removed"
+        why = f"{gone}; {before:,} to {after:,} parameters"
+        details = {"removed": removed, "parameters_before": before, "parameters_after": after}
+        return model.after(module.eval(), repr(self)), Change("structured", before != after, why, details)
+
+    def _share(self, group: Group) -> float:
+        return self.ffn if group.kind == "ffn" else self.heads
+
+    def _keep(self, module: torch.nn.Module, group: Group, inputs: torch.Tensor) -> torch.Tensor:
+        weight = linear_dict(module)[group.reader].weight.double()
+        score = weight.square().sum(0)
+        if self.importance == "activation":
+            score = score * inputs.double().square().mean(0)
+        per_unit = score.view(group.units, group.width).sum(1)
+        if not bool(torch.isfinite(per_unit).all()):
+            raise ModelError(f"structured: the activations at {group.reader} are NaN or infinite")
+        count = max(1, group.units - int(self._share(group) * group.units))
+        # Ties go to the lower index: the count is exact, whatever the scores.
+        order = torch.argsort(per_unit, descending=True, stable=True)
+        return order[:count].sort().values
+
+    def _refit(self, linear: torch.nn.Linear, x: torch.Tensor, y: torch.Tensor, start: torch.Tensor) -> None:
+        """Set weight and bias to the ridge solution around `start`."""
+        if len(x) < 64:
+            raise DataError(f"structured: {len(x)} calibration tokens are too few to refit from; give more texts")
+        bias = (
+            linear.bias.detach().double() if linear.bias is not None else torch.zeros(y.shape[1], dtype=torch.float64)
+        )
+        ones = torch.ones(len(x), 1, dtype=torch.float64)
+        design = torch.cat([x.double(), ones], 1) if linear.bias is not None else x.double()
+        first = torch.cat([start.double(), bias[:, None]], 1) if linear.bias is not None else start.double()
+        gram = design.T @ design
+        penalty = self.ridge * gram.diagonal().mean()
+        rest = y.double() - design @ first.T
+        step = torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=torch.float64), design.T @ rest).T
+        fitted = first + step
+        width = start.shape[1]
+        linear.weight = torch.nn.Parameter(fitted[:, :width].float().contiguous())
+        if linear.bias is not None:
+            linear.bias = torch.nn.Parameter(fitted[:, width].float().contiguous())
+
+
+def _capture(
+    model: Model, module: torch.nn.Module, names: Sequence[str], feeds: Sequence[Feed], *, outputs: bool
+) -> dict[str, torch.Tensor]:
+    """Inputs (or outputs) of the named Linears over all real (unpadded) positions: [positions, features]."""
+    kept: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    mask: list[torch.Tensor | None] = [None]
+
+    def hook(name: str) -> Any:
+        def take(_: torch.nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
+            value = (made if outputs else given[0]).detach()
+            flat = value.reshape(-1, value.shape[-1])
+            if mask[0] is not None and mask[0].numel() == len(flat):
+                flat = flat[mask[0].reshape(-1)]
+            kept[name].append(flat.clone())
+
+        return take
+
+    parts = linear_dict(module)
+    handles = [parts[name].register_forward_hook(hook(name)) for name in names]
+    try:
+        for feed in feeds:
+            tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
+            mask[0] = tensors["attention_mask"].bool() if "attention_mask" in tensors else None
+            model.forward(tensors)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: torch.cat(values) for name, values in kept.items()}
