@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from tiny_models import TwoHeads, images, tiny_bert, tiny_classifier, tiny_llama, tokens, two_heads
 
 from edgeredux import parity
-from edgeredux.errors import ArtifactError, DataError, ModelError, ParityError
+from edgeredux.errors import ArtifactError, DataError, EnvironmentProblem, ModelError, ParityError
 from edgeredux.execute import execute
 from edgeredux.export import onnx_file
 from edgeredux.export.agreement import SAME_FLOAT32
@@ -184,6 +185,14 @@ def test_a_damaged_file_cannot_be_executed(tmp_path: Path) -> None:
 def test_offers_what_an_exporter_must() -> None:
     assert isinstance(TorchOnnx(), Exporter)
     assert np.array_equal([TorchOnnx().opset], [18])
+
+
+@pytest.mark.skipif(find_spec("optimum") is not None, reason="Optimum is installed here")
+def test_optimum_without_optimum_says_what_to_do() -> None:
+    from edgeredux.export.optimum import Optimum
+
+    with pytest.raises(EnvironmentProblem, match=r"tools/optimum_env .* pip install 'edgeredux\[optimum\]'"):
+        Optimum().check(tiny_bert())
 
 
 @pytest.mark.slow

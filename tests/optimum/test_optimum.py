@@ -16,14 +16,14 @@ import torch
 
 from edgeredux import loading
 from edgeredux.model import Model
-from edgeredux.seams import ExportJob, Exporter, Feed
+from edgeredux.seams import Exporter, ExportJob, Feed
 
-pytestmark = pytest.mark.optimum
 pytest.importorskip("optimum.exporters.onnx", reason="run in the environment that tools/optimum_env makes")
 
 from edgeredux.export.optimum import Optimum
 from edgeredux.export.to_onnx import TorchOnnx
 
+pytestmark = pytest.mark.optimum
 TEXTS = ["A short one.", "A longer sentence, with a comma and then some more words.", "word " * 100]
 
 
@@ -86,7 +86,7 @@ def test_tiny_model_from_a_folder(tiny: Model, tmp_path: Path, capfd: pytest.Cap
     assert change.step == "optimum"
     assert change.details["parity"]["passed"]
     assert change.details["parity"]["samples"] == 4
-    assert inputs(tmp_path / "m.onnx") == dict.fromkeys(tiny.input_names, ["batch", "sequence"])
+    assert inputs(tmp_path / "m.onnx") == {name: ["batch", "sequence"] for name in tiny.input_names}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.txt", "m.onnx"]
     assert vars(tiny.module.config) == settings
     content = (tmp_path / "m.onnx").read_bytes()
