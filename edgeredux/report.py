@@ -36,6 +36,7 @@ RATIO_OF: Mapping[str, str] = {
     "size_mb": "size_ratio",
     "quality": "quality_ratio",
 }
+_TERMINAL = ("latency_ms", "size_mb", "memory_mb", "energy_mj", "quality")
 # Units of which 0..1 is the whole range, so that the third decimal counts.
 SHARES = ("accuracy", "agreement with dense", "share of texts", "share of tokens", "mean cosine to dense")
 
@@ -253,11 +254,12 @@ class Report:
         for source in ("simulated", "estimated", "replayed"):
             places = [n for n, c in checks if isinstance(c.reading, Reading) and c.reading.source == source]
             if places:
-                share = f"{len(places)} of {len(checks)} checks"
-                found.append(f"{share} rest on {source} readings, not measured ones: {_names(places)}")
+                count = f"{len(places)} of {len(checks)} checks"
+                found.append(f"{source}, not measured: the numbers behind {count}, on {_names(places)}")
         noisy = [n for n, c in checks if isinstance(c.reading, Reading) and c.reading.noisy]
         if noisy:
-            found.append(f"the machine was noisy while {len(noisy)} checked readings were taken: {_names(noisy)}")
+            taken = f"{len(noisy)} checked reading{'s were' if len(noisy) > 1 else ' was'} taken"
+            found.append(f"the machine was noisy while {taken}: {_names(noisy)}")
         undone = [line.name for line in self.steps if line.rolled_back]
         if undone:
             found.append(f"rolled back, because the outputs no longer agreed: {_names(undone)}")
@@ -423,37 +425,40 @@ def _names(names: Sequence[str]) -> str:
 
 
 def summary_table(report: Report) -> RenderableType:
-    """The report in a terminal: dense beside reduced per target with the source of each number, then the checks."""
+    """The report in a terminal: dense beside reduced per target with the source of each number, then the checks.
+
+    Throughput is left out (it is latency once more). What is missing is named below the checks with the reason.
+    """
+    from rich import box
     from rich.console import Group
     from rich.table import Table
 
-    table = Table(title=_text(f"{report.recipe.get('name', '')}: {report.model.get('name', '')}"), title_justify="left")
+    title = _text(f"{report.recipe.get('name', '')}: {report.model.get('name', '')}", "bold")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("target", "reading", "dense", "reduced", "ratio", "source"):
         table.add_column(name, justify="right" if name in ("dense", "reduced", "ratio") else "left", overflow="fold")
-    absent: list[tuple[str, str, str]] = []
+    absent: dict[str, dict[str, list[str]]] = {}  # reason -> target -> metrics
     for target in report.targets:
         first = target.name
-        for metric, reading in _six(target.reduced).items():
-            dense = target.dense.get(metric, Missing("nobody took it"))
-            if metric == "throughput_per_s" and isinstance(target.reduced.get("latency_ms"), Reading):
-                continue  # the same samples once more
+        profile = _six(target.reduced)
+        for metric in (*_TERMINAL, *(name for name in profile if name not in METRICS)):
+            reading, dense = profile[metric], target.dense.get(metric, Missing("nobody took it"))
             if isinstance(reading, Missing):
-                absent.append((target.name, metric, reading.reason))
+                absent.setdefault(one_line(reading.reason), {}).setdefault(target.name, []).append(metric)
             share = target.ratios.get(RATIO_OF.get(metric, ""), Missing("not formed"))
             table.add_row(_text(first), _text(metric), _cell(dense), _cell(reading), _cell(share, ""), _source(reading))
             first = ""
-        if target.error is not None:
-            table.add_row(_text(first), _text("error"), "", "", "", _text(one_line(target.error), "red"))
         table.add_section()
     checks = Table(box=None, pad_edge=False, show_header=False)
     for target in report.targets:
         for check in target.checks:
             mark = _text("✓", "green") if check.passed else _text("✗", "red")
             checks.add_row(mark, _text(target.name), _text(describe_check(check)))
-    named = {describe_check(check) for target in report.targets for check in target.checks}
-    others = [line for line in report.failures() if line.partition(": ")[2] not in named]
-    notes = [_text(f"✗ {line}", "red") for line in others]
-    notes += [_text(f"missing {metric} on {name}: {one_line(why)}", "dim") for name, metric, why in absent]
+    said = {f"{target.name}: {describe_check(check)}" for target in report.targets for check in target.checks}
+    notes = [_text(f"✗ {line}", "red") for line in report.failures() if line not in said]
+    for reason, places in absent.items():
+        where = "; ".join(f"{', '.join(metrics)} on {name}" for name, metrics in places.items())
+        notes.append(_text(f"missing: {where}: {reason}", "dim"))
     notes += [_text(f"note: {line}", "yellow") for line in (*report.remarks(), *report.warnings)]
     return Group(table, checks, *notes)
 

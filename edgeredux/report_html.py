@@ -42,6 +42,7 @@ def render(report: Report) -> str:
         metric=report_words.metric_name,
         fact=report_words.show_fact,
         beside=report_words.beside,
+        limit=report_words.limit,
         margin=report_words.margin,
         link=report_words.link,
     )
@@ -104,7 +105,9 @@ def tiles(report: Report) -> list[Tile]:
                 )
             )
         else:
-            absent = ratio if isinstance(ratio, Missing) else _missing(reduced)
+            absent = next(
+                (v for v in (reduced, dense, ratio) if isinstance(v, Missing)), Missing("no ratio was formed")
+            )
             found.append(Tile(METRIC_NAMES[metric], "not known", absent.reason, absent))
     quality = target.reduced.get("quality", Missing("nobody took it"))
     if isinstance(quality, Reading):
@@ -125,10 +128,6 @@ def _times(ratio: float, better: str, worse: str) -> str:
         if ratio < 1
         else f"{ratio:.2f}× {worse}"
     )
-
-
-def _missing(value: AnyReading | None) -> Missing:
-    return value if isinstance(value, Missing) else Missing("no ratio was formed")
 
 
 def commands(report: Report) -> list[tuple[str, str]]:
@@ -209,7 +208,7 @@ def _quality_chart(report: Report, metric: str, unit: str, noise: Reading | None
     ]
     return {
         "name": METRIC_NAMES[metric],
-        "unit": unit,
+        "unit": f"{unit}, lower is better" if unit == "perplexity" else unit,
         "rows": rows,
         "axis": charts.axis(scale),
         "noise": noise,

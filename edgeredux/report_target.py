@@ -54,6 +54,7 @@ def _row(target: TargetReport, metric: str) -> dict[str, Any]:
         "reduced": reduced,
         "ratio": ratio if isinstance(ratio, Reading) else None,
         "absent": isinstance(dense, Missing) and isinstance(reduced, Missing),
+        "noisy": any(value.noisy for value in found.values()),
         "bars": [charts.bar(value.value, top, side) for side, value in found.items()] if drawn else [],
         "sources": unique("missing" if isinstance(v, Missing) else v.source for v in (reduced, dense)),
     }

@@ -41,6 +41,8 @@ SOURCE_WORDS = {
     "replayed": "measured earlier or elsewhere and read from a record",
     "missing": "nobody knows; the reason stands beside it, and a check on it fails",
 }
+# How the name of a check says its unit.
+_UNITS = {"_ms": " ms", "_mj": " mJ", "_mb": " MB", "_per_s": " 1/s", "_ratio": "×"}
 
 
 def metric_name(name: str) -> str:
@@ -69,7 +71,8 @@ def spread(value: AnyReading | None) -> str:
     low, high = ends
     if low is None or high is None:
         return samples
-    return f"{what} {_end(low, value.unit)} – {_end(high, value.unit)}" + (f", {samples}" if samples else "")
+    ends_said = unique((_end(low, value.unit), _end(high, value.unit)))
+    return f"{what} {' – '.join(ends_said)}" + (f", {samples}" if samples else "")
 
 
 def _end(value: float, unit: str) -> str:
@@ -125,6 +128,12 @@ def beside(check: Check) -> str:
         return "missing"
     said = show_beside(check.reading, check.limit)
     return said[:-1] + "×" if check.reading.unit == "x" else said
+
+
+def limit(check: Check) -> str:
+    """What was asked for, with its unit."""
+    unit = next((words for ending, words in _UNITS.items() if check.name.endswith(ending)), "")
+    return f"{'≤' if check.direction == 'at_most' else '≥'} {check.limit:,g}{unit}"
 
 
 def margin(check: Check) -> str:

@@ -80,7 +80,7 @@ def times(value: float, source: Any, how: str, **more: Any) -> Reading:
 
 def artifact(name: str, role: Any, kind: Any, size: int, steps: list[tuple[str, bool, str]], **parity: Any) -> Artifact:
     """An artifact with a history."""
-    history = tuple(Change(step, changed, why) for step, changed, why in steps)
+    history = tuple(Change(n, changed, why, {"rolled_back": True} if why.startswith("rolled back") else {}) for n, changed, why in steps)
     return Artifact(name, role, kind, Path(role) / f"{name}.{kind}", sha(role + name), size, history, {"passed": True, **parity})
 
 

@@ -95,6 +95,10 @@ def remove(module: torch.nn.Module, group: Group, keep: torch.Tensor) -> None:
     for name, rows in group.writers.items():
         _shrink(linears[name], expand(keep, rows), 0)
     _shrink(linears[group.reader], expand(keep, group.width), 1)
+    if group.kind == "ffn":
+        parent = module.get_submodule(group.reader.rpartition(".")[0])
+        if getattr(parent, "intermediate_size", None) == group.units:
+            parent.intermediate_size = len(keep)  # type: ignore[assignment]
     if group.kind == "heads":
         owner = module.get_submodule(group.owner)
         heads = len(keep) * group.heads_per_unit
