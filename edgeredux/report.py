@@ -436,7 +436,8 @@ def summary_table(report: Report) -> RenderableType:
     title = _text(f"{report.recipe.get('name', '')}: {report.model.get('name', '')}", "bold")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("target", "reading", "dense", "reduced", "ratio", "source"):
-        table.add_column(name, justify="right" if name in ("dense", "reduced", "ratio") else "left", overflow="fold")
+        right, fixed = name in ("dense", "reduced", "ratio"), name in ("reading", "source", "ratio")
+        table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=fixed)
     absent: dict[str, dict[str, list[str]]] = {}  # reason -> target -> metrics
     for target in report.targets:
         first = target.name
@@ -471,7 +472,9 @@ def _text(said: str, style: str = "") -> Text:
 
 
 def _cell(reading: AnyReading, missing: str = "missing") -> Text:
-    return _text(missing, "dim") if isinstance(reading, Missing) else _text(show_number(reading))
+    if isinstance(reading, Missing):
+        return _text(missing, "dim")
+    return _text(show_number(reading).removesuffix(" perplexity"))
 
 
 def _source(reading: AnyReading) -> Text:

@@ -113,25 +113,26 @@ def latency_charts(target: TargetReport) -> dict[str, Any] | None:
 
 
 def _placement(target: TargetReport, side: str) -> dict[str, Any]:
-    placed = sorted(target.placement[side].items(), key=lambda item: (-item[1], item[0]))
-    kinds = {
-        name: f"part{index % 4}" for index, name in enumerate(unique(n for s in _SIDES for n in _by_count(target, s)))
-    }
+    kinds = _placement_kinds(target)
+    placed = sorted(target.placement[side].items(), key=lambda item: list(kinds).index(item[0]))
     whole = sum(count for _, count in placed) or 1
     parts = [
         {"name": name, "count": count, "share": f"{100 * count / whole:.1f} %", "kind": kinds[name]}
         for name, count in placed
     ]
-    return {
-        "side": side,
-        "parts": parts,
-        "drawn": charts.shares([(float(count), kinds[name]) for name, count in placed]),
-    }
+    return {"side": side, "parts": parts, "drawn": charts.shares([(float(n), kinds[name]) for name, n in placed])}
 
 
-def _by_count(target: TargetReport, side: str) -> list[str]:
-    placed = target.placement.get(side, {})
-    return sorted(placed, key=lambda name: (-placed[name], name))
+def _placement_kinds(target: TargetReport) -> dict[str, str]:
+    """The class of each place, the same on both sides: accelerators first, the CPU beside one in the warning colour."""
+    most: Counter[str] = Counter()
+    for side in _SIDES:
+        most |= Counter(dict(target.placement.get(side, {})))
+    names = sorted(set().union(*(target.placement.get(side, {}) for side in _SIDES)))
+    names.sort(key=lambda name: ("CPU" in name, -most[name]))
+    others = iter(("part0", "part2", "part3") * len(names))
+    alone = all("CPU" in name for name in names)
+    return {name: "part1" if "CPU" in name and not alone else next(others) for name in names}
 
 
 def _by_kind(fallbacks: Sequence[str]) -> list[tuple[str, int, list[str]]]:

@@ -44,7 +44,7 @@ class Optimum:
 
     def check(self, model: Model) -> None:
         """Raise EnvironmentProblem without Optimum, ModelError for a module that is not from transformers."""
-        if not _installed():
+        if not installed():
             raise EnvironmentProblem(
                 "exporter optimum: Optimum is not installed here. It pins an older transformers, so give it an "
                 "environment of its own: tools/optimum_env in the source tree makes .venv-optimum; elsewhere: "
@@ -96,7 +96,8 @@ class Optimum:
         return found[0]
 
 
-def _installed() -> bool:
+def installed() -> bool:
+    """Whether Optimum's ONNX exporter can be imported."""
     try:
         return importlib.util.find_spec("optimum.exporters.onnx") is not None
     except ModuleNotFoundError:

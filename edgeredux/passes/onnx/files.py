@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,3 +69,8 @@ def constant(value: ir.Value | None) -> np.ndarray[tuple[int, ...], np.dtype[np.
 def count(model: ir.Model) -> int:
     """Operators of all graphs and functions."""
     return sum(1 for _ in model.graph.all_nodes()) + sum(len(list(f.all_nodes())) for f in model.functions.values())
+
+
+def kinds(model: ir.Model) -> dict[tuple[str, str], int]:
+    """How often each (domain, operator) occurs, subgraphs included."""
+    return dict(Counter((node.domain, node.op_type) for node in model.graph.all_nodes()))
