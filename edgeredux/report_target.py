@@ -161,7 +161,7 @@ def _paired(target: TargetReport, name: str) -> dict[str, Any]:
     sides: dict[str, Mapping[Any, float]] = {}
     for side in _SIDES:
         value = target.facts.get(side, {}).get(name)
-        sides[side] = value if _is_numbers(value) else {}
+        sides[side] = dict(value) if isinstance(value, Mapping) and _is_numbers(value) else {}
     text = show_bytes if name.endswith("_bytes") else show_fact
     keys = unique(key for value in sides.values() for key in value)
     largest = {key: max(value.get(key, 0) for value in sides.values()) for key in keys}
