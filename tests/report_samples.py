@@ -40,7 +40,9 @@ def samples(centre: float, spread: float, seed: int, n: int = 40) -> list[float]
 def latency(values: list[float], how: str, *, noisy: bool = False) -> Reading:
     """The reading of raw milliseconds."""
     said = f"{how}; median of {len(values)} runs after 5 to warm up, 2 threads, interleaved"
-    return summarise(values, "ms", "measured", said + ("; noisy: p90/p10 is 1.62 (limit 1.3)" if noisy else ""), noisy=noisy)
+    return summarise(
+        values, "ms", "measured", said + ("; noisy: p90/p10 is 1.62 (limit 1.3)" if noisy else ""), noisy=noisy
+    )
 
 
 def rate(reading: Reading) -> Reading:
@@ -55,7 +57,17 @@ def rate(reading: Reading) -> Reading:
 
 def cosine(value: float, half: float, how: str, source: Any = "measured", n: int = 256) -> Reading:
     """Mean cosine with its interval."""
-    return Reading(value, "mean cosine to dense", source, n, value - 8 * half, min(1, value + 6 * half), value - half, min(1.0, value + half), how)
+    return Reading(
+        value,
+        "mean cosine to dense",
+        source,
+        n,
+        value - 8 * half,
+        min(1, value + 6 * half),
+        value - half,
+        min(1.0, value + half),
+        how,
+    )
 
 
 def kept(value: float, half: float, how: str, source: Any = "measured", n: int = 256) -> Reading:
@@ -70,7 +82,12 @@ def file_size(size_bytes: int) -> Reading:
 
 def memory(value: float) -> Reading:
     """Peak memory."""
-    return Reading(value, "MB", "measured", how="peak resident memory of a process of its own while it loads the file and runs it 3 times, above that with the runtime imported (VmHWM after reset), inputs 1x64")
+    return Reading(
+        value,
+        "MB",
+        "measured",
+        how="peak resident memory of a process of its own while it loads the file and runs it 3 times, above that with the runtime imported (VmHWM after reset), inputs 1x64",
+    )
 
 
 def times(value: float, source: Any, how: str, **more: Any) -> Reading:
@@ -80,14 +97,22 @@ def times(value: float, source: Any, how: str, **more: Any) -> Reading:
 
 def artifact(name: str, role: Any, kind: Any, size: int, steps: list[tuple[str, bool, str]], **parity: Any) -> Artifact:
     """An artifact with a history."""
-    history = tuple(Change(n, changed, why, {"rolled_back": True} if why.startswith("rolled back") else {}) for n, changed, why in steps)
-    return Artifact(name, role, kind, Path(role) / f"{name}.{kind}", sha(role + name), size, history, {"passed": True, **parity})
+    history = tuple(
+        Change(n, changed, why, {"rolled_back": True} if why.startswith("rolled back") else {})
+        for n, changed, why in steps
+    )
+    return Artifact(
+        name, role, kind, Path(role) / f"{name}.{kind}", sha(role + name), size, history, {"passed": True, **parity}
+    )
 
 
 def profile(**readings: AnyReading) -> dict[str, AnyReading]:
     """All six metrics, what is not given missing."""
     six = ("latency_ms", "throughput_per_s", "energy_mj", "memory_mb", "size_mb", "quality")
-    return {name: readings.get(name, Missing("this runner does not take it")) for name in (*six, *(n for n in readings if n not in six))}
+    return {
+        name: readings.get(name, Missing("this runner does not take it"))
+        for name in (*six, *(n for n in readings if n not in six))
+    }
 
 
 def environment() -> dict[str, Any]:
@@ -116,7 +141,14 @@ def _host(dense_art: Artifact, red_art: Artifact) -> TargetReport:
     a, b = samples(12.1, 0.04, 1), samples(3.62, 0.05, 2)
     before, after = latency(a, ORT), latency(b, ORT)
     shares = sorted(y / x for x, y in zip(a, b, strict=True))
-    ratio = times(0.2994, "measured", "median of reduced / dense, round by round of the same interleaved run", n=40, p10=shares[4], p90=shares[35])
+    ratio = times(
+        0.2994,
+        "measured",
+        "median of reduced / dense, round by round of the same interleaved run",
+        n=40,
+        p10=shares[4],
+        p90=shares[35],
+    )
     dense = profile(
         latency_ms=before, throughput_per_s=rate(before), energy_mj=NO_METER, memory_mb=memory(118.4), size_mb=file_size(dense_art.size_bytes),
         quality=cosine(0.9999999, 3e-8, ORT), agreement_top1=kept(1.0, 0.0, ORT),
@@ -141,9 +173,32 @@ def _litert(dense_art: Artifact, red_art: Artifact) -> TargetReport:
     a, b = samples(15.8, 0.03, 3), samples(5.33, 0.04, 4)
     how = "LiteRT 2.3.0 builtin kernels, XNNPACK, inputs 1x64"
     before, after = latency(a, how), latency(b, how)
-    ratio = times(0.337, "measured", "median of reduced / dense, round by round of the same interleaved run", n=40, p10=0.325, p90=0.351)
-    dense = profile(latency_ms=before, throughput_per_s=rate(before), energy_mj=NO_METER, memory_mb=memory(131.2), size_mb=file_size(dense_art.size_bytes), quality=cosine(0.9999998, 5e-8, how), agreement_top1=kept(1.0, 0.0, how))
-    reduced = profile(latency_ms=after, throughput_per_s=rate(after), energy_mj=NO_METER, memory_mb=memory(47.9), size_mb=file_size(red_art.size_bytes), quality=cosine(0.9551, 0.0022, how), agreement_top1=kept(0.8438, 0.044, how))
+    ratio = times(
+        0.337,
+        "measured",
+        "median of reduced / dense, round by round of the same interleaved run",
+        n=40,
+        p10=0.325,
+        p90=0.351,
+    )
+    dense = profile(
+        latency_ms=before,
+        throughput_per_s=rate(before),
+        energy_mj=NO_METER,
+        memory_mb=memory(131.2),
+        size_mb=file_size(dense_art.size_bytes),
+        quality=cosine(0.9999998, 5e-8, how),
+        agreement_top1=kept(1.0, 0.0, how),
+    )
+    reduced = profile(
+        latency_ms=after,
+        throughput_per_s=rate(after),
+        energy_mj=NO_METER,
+        memory_mb=memory(47.9),
+        size_mb=file_size(red_art.size_bytes),
+        quality=cosine(0.9551, 0.0022, how),
+        agreement_top1=kept(0.8438, 0.044, how),
+    )
     size = times(red_art.size_bytes / dense_art.size_bytes, "measured", "reduced / dense size_mb")
     return TargetReport(
         name="host-cpu:litert", target="host-cpu", runtime="litert", artifact=red_art.name, dense_artifact=dense_art.name,
@@ -159,10 +214,36 @@ def _litert(dense_art: Artifact, red_art: Artifact) -> TargetReport:
 def _layers(scale: float) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for block in range(6):
-        for name, cycles, macs in (("query_key_value", 410e3, 28_311_552), ("attention.output", 150e3, 9_437_184), ("intermediate.dense", 520e3, 37_748_736), ("output.dense", 560e3, 37_748_736), ("softmax", 90e3, 0)):
+        for name, cycles, macs in (
+            ("query_key_value", 410e3, 28_311_552),
+            ("attention.output", 150e3, 9_437_184),
+            ("intermediate.dense", 520e3, 37_748_736),
+            ("output.dense", 560e3, 37_748_736),
+            ("softmax", 90e3, 0),
+        ):
             factor = scale if "dense" in name or "query" in name else 1
-            rows.append({"operator": "SOFTMAX" if name == "softmax" else "FULLY_CONNECTED", "runs_as": "Conv2D", "on": "NPU", "cycles": cycles * factor * (1 + block / 40), "macs": int(macs * factor), "utilisation_percent": 61.5 if macs else 0.0, "name": f"bert/encoder/layer.{block}/{name};{name}"})
-    rows.append({"operator": "GATHER", "runs_as": "Gather", "on": "CPU", "cycles": 0.0, "macs": 0, "utilisation_percent": 0.0, "name": "bert/embeddings/word"})
+            rows.append(
+                {
+                    "operator": "SOFTMAX" if name == "softmax" else "FULLY_CONNECTED",
+                    "runs_as": "Conv2D",
+                    "on": "NPU",
+                    "cycles": cycles * factor * (1 + block / 40),
+                    "macs": int(macs * factor),
+                    "utilisation_percent": 61.5 if macs else 0.0,
+                    "name": f"bert/encoder/layer.{block}/{name};{name}",
+                }
+            )
+    rows.append(
+        {
+            "operator": "GATHER",
+            "runs_as": "Gather",
+            "on": "CPU",
+            "cycles": 0.0,
+            "macs": 0,
+            "utilisation_percent": 0.0,
+            "name": "bert/embeddings/word",
+        }
+    )
     return rows
 
 
@@ -170,10 +251,41 @@ def _vela(dense_art: Artifact, red_art: Artifact) -> TargetReport:
     how = "Vela 5.2.0's performance estimate for ethos-u85-512, Ethos_U85_SYS_DRAM_Mid at 1000 MHz, Dedicated_Sram_512KB; NPU part only: 3 operators run on the CPU and are not in it"
     a, b = Reading(3.99, "ms", "simulated", how=how), Reading(3.07, "ms", "simulated", how=how)
     kernels = "LiteRT 2.3.0 reference kernels on the same file, not ethos-u85-512 itself"
-    dense = profile(latency_ms=a, throughput_per_s=Reading(250.6, "1/s", "simulated", how="1 per run / latency"), energy_mj=Reading(2.31, "mJ", "estimated", how="energy model of the target: 0.5 pJ per int8 multiply-accumulate, 15 pJ per byte of DRAM, 80 mW idle"), memory_mb=Reading(1.91, "MB", "simulated", how="peak use by Vela 5.2.0: SRAM 0.39 MB + DRAM 1.52 MB"), size_mb=file_size(dense_art.size_bytes), quality=cosine(0.9841, 0.0032, kernels, "simulated", 64))
-    reduced = profile(latency_ms=b, throughput_per_s=Reading(325.7, "1/s", "simulated", how="1 per run / latency"), energy_mj=Reading(1.77, "mJ", "estimated", how="energy model of the target: 0.5 pJ per int8 multiply-accumulate, 15 pJ per byte of DRAM, 80 mW idle"), memory_mb=Reading(1.73, "MB", "simulated", how="peak use by Vela 5.2.0: SRAM 0.39 MB + DRAM 1.34 MB"), size_mb=file_size(red_art.size_bytes), quality=cosine(0.9388, 0.0061, kernels, "simulated", 64))
-    ratio, size = times(3.07 / 3.99, "simulated", "reduced / dense latency_ms"), times(red_art.size_bytes / dense_art.size_bytes, "measured", "reduced / dense size_mb")
-    left = ["GATHER bert/embeddings/word_embeddings", "GATHER bert/embeddings/position_embeddings", "CAST attention_mask"]
+    dense = profile(
+        latency_ms=a,
+        throughput_per_s=Reading(250.6, "1/s", "simulated", how="1 per run / latency"),
+        energy_mj=Reading(
+            2.31,
+            "mJ",
+            "estimated",
+            how="energy model of the target: 0.5 pJ per int8 multiply-accumulate, 15 pJ per byte of DRAM, 80 mW idle",
+        ),
+        memory_mb=Reading(1.91, "MB", "simulated", how="peak use by Vela 5.2.0: SRAM 0.39 MB + DRAM 1.52 MB"),
+        size_mb=file_size(dense_art.size_bytes),
+        quality=cosine(0.9841, 0.0032, kernels, "simulated", 64),
+    )
+    reduced = profile(
+        latency_ms=b,
+        throughput_per_s=Reading(325.7, "1/s", "simulated", how="1 per run / latency"),
+        energy_mj=Reading(
+            1.77,
+            "mJ",
+            "estimated",
+            how="energy model of the target: 0.5 pJ per int8 multiply-accumulate, 15 pJ per byte of DRAM, 80 mW idle",
+        ),
+        memory_mb=Reading(1.73, "MB", "simulated", how="peak use by Vela 5.2.0: SRAM 0.39 MB + DRAM 1.34 MB"),
+        size_mb=file_size(red_art.size_bytes),
+        quality=cosine(0.9388, 0.0061, kernels, "simulated", 64),
+    )
+    ratio, size = (
+        times(3.07 / 3.99, "simulated", "reduced / dense latency_ms"),
+        times(red_art.size_bytes / dense_art.size_bytes, "measured", "reduced / dense size_mb"),
+    )
+    left = [
+        "GATHER bert/embeddings/word_embeddings",
+        "GATHER bert/embeddings/position_embeddings",
+        "CAST attention_mask",
+    ]
 
     def facts(factor: float) -> dict[str, Any]:
         return {
@@ -199,8 +311,24 @@ def _vela(dense_art: Artifact, red_art: Artifact) -> TargetReport:
 def _qnn(dense_art: Artifact, red_art: Artifact) -> TargetReport:
     absent = Missing("the HTP library computes the device's numbers here, not its time; attach a device over adb")
     how = "onnxruntime-qnn 2.7.0, Qualcomm's HTP library on x86, soc_model 57, htp_arch 75"
-    dense = profile(latency_ms=absent, throughput_per_s=absent, energy_mj=absent, memory_mb=absent, size_mb=file_size(dense_art.size_bytes), quality=cosine(0.9989, 0.0003, how, "simulated", 64), agreement_top1=kept(0.969, 0.045, how, "simulated", 64))
-    reduced = profile(latency_ms=absent, throughput_per_s=absent, energy_mj=absent, memory_mb=absent, size_mb=file_size(red_art.size_bytes), quality=cosine(0.9586, 0.0042, how, "simulated", 64), agreement_top1=kept(0.859, 0.088, how, "simulated", 64))
+    dense = profile(
+        latency_ms=absent,
+        throughput_per_s=absent,
+        energy_mj=absent,
+        memory_mb=absent,
+        size_mb=file_size(dense_art.size_bytes),
+        quality=cosine(0.9989, 0.0003, how, "simulated", 64),
+        agreement_top1=kept(0.969, 0.045, how, "simulated", 64),
+    )
+    reduced = profile(
+        latency_ms=absent,
+        throughput_per_s=absent,
+        energy_mj=absent,
+        memory_mb=absent,
+        size_mb=file_size(red_art.size_bytes),
+        quality=cosine(0.9586, 0.0042, how, "simulated", 64),
+        agreement_top1=kept(0.859, 0.088, how, "simulated", 64),
+    )
     size = times(red_art.size_bytes / dense_art.size_bytes, "measured", "reduced / dense size_mb")
     gone = Missing(f"numerator missing: {absent.reason}")
     return TargetReport(
@@ -257,7 +385,15 @@ def passing() -> Report:
 
 def failing() -> Report:
     """A language model: latency missed in a noisy run, energy budget without a meter, a pass rolled back."""
-    dense_art = artifact("onnx-float", "dense", "onnx", 538_300_000, [("torch-onnx", True, "exported with cache")], max_abs=2e-5, mean_cosine=0.9999999)
+    dense_art = artifact(
+        "onnx-float",
+        "dense",
+        "onnx",
+        538_300_000,
+        [("torch-onnx", True, "exported with cache")],
+        max_abs=2e-5,
+        mean_cosine=0.9999999,
+    )
     red_art = artifact("onnx-int8", "reduced", "onnx", 141_700_000, [("torch-onnx", True, "exported with cache"), ("tile_sparse", False, "rolled back: output 'logits': mean cosine 0.912 is below 0.99"), ("int8_dynamic", True, "61 MatMuls to int8")], worst={"pass": "int8_dynamic", "mean_cosine": 0.9912, "max_abs": 2.9})  # fmt: skip
     how = "ONNX Runtime 1.32.0 CPUExecutionProvider, inputs 1x128"
     a, b = samples(88.0, 0.3, 21, 60), samples(41.5, 0.28, 22, 60)
@@ -266,10 +402,36 @@ def failing() -> Report:
     def perplexity(value: float, half: float) -> Reading:
         return Reading(value, "perplexity", "measured", 9412, low=value - half, high=value + half, how=how)
 
-    none = Missing("zeus: RAPL counters are absent (/sys/class/powercap holds no intel-rapl); the target has no energy model")
-    dense = profile(latency_ms=before, throughput_per_s=rate(before), energy_mj=none, memory_mb=memory(702.0), size_mb=file_size(dense_art.size_bytes), quality=perplexity(24.11, 0.9), agreement_top1=Reading(1.0, "share of tokens", "measured", 9412, low=1.0, high=1.0, how=how))
-    reduced = profile(latency_ms=after, throughput_per_s=rate(after), energy_mj=none, memory_mb=memory(233.0), size_mb=file_size(red_art.size_bytes), quality=perplexity(29.84, 1.2), agreement_top1=Reading(0.742, "share of tokens", "measured", 9412, low=0.731, high=0.753, how=how))
-    ratio = times(0.4718, "measured", "median of reduced / dense, round by round of the same interleaved run", n=60, p10=0.38, p90=0.58, noisy=True)
+    none = Missing(
+        "zeus: RAPL counters are absent (/sys/class/powercap holds no intel-rapl); the target has no energy model"
+    )
+    dense = profile(
+        latency_ms=before,
+        throughput_per_s=rate(before),
+        energy_mj=none,
+        memory_mb=memory(702.0),
+        size_mb=file_size(dense_art.size_bytes),
+        quality=perplexity(24.11, 0.9),
+        agreement_top1=Reading(1.0, "share of tokens", "measured", 9412, low=1.0, high=1.0, how=how),
+    )
+    reduced = profile(
+        latency_ms=after,
+        throughput_per_s=rate(after),
+        energy_mj=none,
+        memory_mb=memory(233.0),
+        size_mb=file_size(red_art.size_bytes),
+        quality=perplexity(29.84, 1.2),
+        agreement_top1=Reading(0.742, "share of tokens", "measured", 9412, low=0.731, high=0.753, how=how),
+    )
+    ratio = times(
+        0.4718,
+        "measured",
+        "median of reduced / dense, round by round of the same interleaved run",
+        n=60,
+        p10=0.38,
+        p90=0.58,
+        noisy=True,
+    )
     worse = times(29.84 / 24.11, "measured", "reduced / dense quality")
     size = times(141.7 / 538.3, "measured", "reduced / dense size_mb")
     host = TargetReport(
@@ -300,10 +462,24 @@ def failing() -> Report:
 def missing_heavy() -> Report:
     """A classifier given as a finished graph, on a target of which nothing can be read; hostile names throughout."""
     evil = '<script>alert(1)</script>"onload="x'
-    dense_art = artifact("tflite-int8", "dense", "tflite", 412_000, [("import", False, "the model was given as a finished tflite file")], reason="the file itself, as given")
+    dense_art = artifact(
+        "tflite-int8",
+        "dense",
+        "tflite",
+        412_000,
+        [("import", False, "the model was given as a finished tflite file")],
+        reason="the file itself, as given",
+    )
     red_art = artifact("tflite-int8", "reduced", "tflite", 412_000, [("import", False, "the model was given as a finished tflite file"), ("tflite_sparse", False, "no layer is sparse enough to pay")], reason="the file itself, as given")  # fmt: skip
     stuck = Missing(f"none of 12 operators runs on the NPU; it takes int8 and int16 models ({evil})")
-    readings = profile(latency_ms=stuck, throughput_per_s=stuck, energy_mj=stuck, memory_mb=stuck, size_mb=file_size(412_000), quality=Missing("the outputs hold NaN or infinite values"))
+    readings = profile(
+        latency_ms=stuck,
+        throughput_per_s=stuck,
+        energy_mj=stuck,
+        memory_mb=stuck,
+        size_mb=file_size(412_000),
+        quality=Missing("the outputs hold NaN or infinite values"),
+    )
     target = TargetReport(
         name="ethos-u55-128", target="ethos-u55-128", runtime="vela", artifact=red_art.name, dense_artifact=dense_art.name, artifact_sha256=red_art.sha256, dense_sha256=dense_art.sha256, dense=readings, reduced=readings,
         ratios={"latency_ratio": Missing(f"numerator missing: {stuck.reason}"), "size_ratio": times(1.0, "measured", "reduced / dense size_mb")},

@@ -17,7 +17,15 @@ from edgeredux.report import METRICS, Report, schema, validate
 def minimal() -> dict[str, Any]:
     """The smallest report that the contract allows: only the keys it names."""
     sha = "0" * 64
-    reading = {"value": 1.5, "unit": "ms", "source": "replayed", "n": 3, "p10": 1.4, "p90": 1.7, "how": "log of a phone"}
+    reading = {
+        "value": 1.5,
+        "unit": "ms",
+        "source": "replayed",
+        "n": 3,
+        "p10": 1.4,
+        "p90": 1.7,
+        "how": "log of a phone",
+    }
     profile = {name: {"missing": "not taken"} for name in METRICS} | {"latency_ms": reading}
     check = {"name": "latency_ms", "limit": 2, "reading": reading, "passed": True}
     return {
@@ -157,5 +165,5 @@ def test_lies_are_caught(lie: str) -> None:
 def test_a_failed_report_may_not_be_relabelled(build: Callable[[], Report]) -> None:
     said = copy.deepcopy(build().to_json())
     said["passed"] = True
-    with pytest.raises(ValueError, match="targets|failures"):
+    with pytest.raises(ValueError, match=r"targets|failures"):
         validate(said)

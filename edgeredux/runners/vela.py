@@ -82,7 +82,7 @@ class Vela:
         path = job.artifacts[label]
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file")
-        # LiteRT reads the file first, also when nobody wants outputs: it refuses a damaged one in words, Vela dies of it.
+        # LiteRT reads the file first, also when nobody wants outputs: it refuses a damaged one in words, Vela dies.
         outputs: list[Feed] = isolated.call(
             f"{__name__}:execute", {"job": job, "label": label}, log=job.log, what=f"LiteRT on {path.name}"
         )
