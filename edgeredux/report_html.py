@@ -121,13 +121,8 @@ def tiles(report: Report) -> list[Tile]:
 def _times(ratio: float, better: str, worse: str) -> str:
     if 0.995 <= ratio <= 1.005:
         return "as dense"
-    return (
-        f"{1 / ratio:.1f}× {better}"
-        if ratio < 1 / 1.05
-        else f"{(1 - ratio):.1%} {better}"
-        if ratio < 1
-        else f"{ratio:.2f}× {worse}"
-    )
+    times = 1 / ratio if ratio < 1 else ratio
+    return f"{times:.{1 if times >= 2 else 2}f}× {better if ratio < 1 else worse}"
 
 
 def commands(report: Report) -> list[tuple[str, str]]:
