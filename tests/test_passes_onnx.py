@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeredux.errors import ArtifactError
+from edgeredux.passes.onnx.dead_channels import DeadChannels
 from edgeredux.passes.onnx.fold import Fold
 from edgeredux.passes.onnx.int8_dynamic import Int8Dynamic
 from edgeredux.seams import PassContext
@@ -130,7 +131,7 @@ def test_int8_dynamic_leaves_a_tied_table_and_excluded_nodes(tmp_path: Path, con
     assert "exclude names 'nothing'" in Int8Dynamic(exclude=("nothing",)).run(source, tmp_path / "o", context).why
 
 
-@pytest.mark.parametrize("step", [Fold(), Int8Dynamic()], ids=lambda step: type(step).__name__)
+@pytest.mark.parametrize("step", [Fold(), Int8Dynamic(), DeadChannels()], ids=lambda step: type(step).__name__)
 def test_a_clean_graph_is_left_alone(tmp_path: Path, context: PassContext, step: Any) -> None:
     change = step.run(clean(tmp_path / "m.onnx"), tmp_path / "out.onnx", context)
     assert not change.changed
@@ -138,7 +139,7 @@ def test_a_clean_graph_is_left_alone(tmp_path: Path, context: PassContext, step:
     assert not (tmp_path / "out.onnx").exists()
 
 
-@pytest.mark.parametrize("step", [Fold(), Int8Dynamic()], ids=lambda step: type(step).__name__)
+@pytest.mark.parametrize("step", [Fold(), Int8Dynamic(), DeadChannels()], ids=lambda step: type(step).__name__)
 @pytest.mark.parametrize("damage", ["empty", "junk", "cut", "no_weights"])
 def test_a_damaged_file_is_one_line(tmp_path: Path, context: PassContext, step: Any, damage: str) -> None:
     source, _, _ = embed(tmp_path / "m.onnx")
@@ -169,3 +170,94 @@ def test_the_same_bytes_in_every_process(tmp_path: Path) -> None:
         subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True)
         hashes.add(hashlib.sha256(out.read_bytes()).hexdigest())
     assert len(hashes) == 1
+
+
+ERF_GELU = [  # x * 0.5 * (1 + erf(x / sqrt 2)), as exporters write it below opset 20
+    helper.make_node("Div", ["h", "root"], ["g0"]),
+    helper.make_node("Erf", ["g0"], ["g1"]),
+    helper.make_node("Add", ["g1", "one"], ["g2"]),
+    helper.make_node("Mul", ["h", "g2"], ["g3"]),
+    helper.make_node("Mul", ["g3", "half"], ["g"]),
+]
+
+
+def mlp(path: Path, w: Array, v: Array, *, tap: bool = False) -> Path:
+    b, c = RNG.normal(size=w.shape[1]).astype(np.float32), RNG.normal(size=v.shape[1]).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("Add", ["m", "b"], ["h"]),
+        *ERF_GELU,
+        helper.make_node("MatMul", ["g", "v"], ["n"]),
+        helper.make_node("Add", ["c", "n"], ["y"]),
+    ]
+    kinds_of = {"y": (TensorProto.FLOAT, ["n", v.shape[1]])}
+    if tap:
+        kinds_of["h"] = (TensorProto.FLOAT, ["n", w.shape[1]])
+    scalars = {"root": np.float32(2**0.5), "one": np.float32(1), "half": np.float32(0.5)}
+    weights = {"w": w, "v": v, "b": b, "c": c, **{name: np.array(value) for name, value in scalars.items()}}
+    return save(path, nodes, {"x": (TensorProto.FLOAT, ["n", w.shape[0]])}, kinds_of, weights)
+
+
+def dead_mlp(path: Path, **more: bool) -> Path:
+    w, v = RNG.normal(size=(6, 10)).astype(np.float32), RNG.normal(size=(10, 5)).astype(np.float32)
+    w[:, [2, 7]] = 0  # constant: Gelu(b) goes into the next bias
+    v[[3, 7], :] = 0  # unread
+    return mlp(path, w, v, **more)
+
+
+def test_dead_channels_cuts_constant_and_unread(tmp_path: Path, context: PassContext) -> None:
+    source, out = dead_mlp(tmp_path / "m.onnx"), tmp_path / "out.onnx"
+    change = DeadChannels().run(source, out, context)
+    assert change.changed
+    assert sum(change.details["cut"].values()) == 3
+    sizes = sorted(tuple(item.dims) for item in onnx.load(out).graph.initializer if item.dims)
+    assert sizes == [(5,), (6, 7), (7,), (7, 5)]
+    onnx.checker.check_model(str(out), full_check=True)
+    x = RNG.normal(size=(4, 6)).astype(np.float32)
+    np.testing.assert_allclose(outputs(out, x=x)[0], outputs(source, x=x)[0], atol=1e-5)
+
+
+def test_dead_channels_keeps_what_somebody_sees(tmp_path: Path, context: PassContext) -> None:
+    source = dead_mlp(tmp_path / "m.onnx", tap=True)
+    assert not DeadChannels().run(source, tmp_path / "out.onnx", context).changed
+    w, v = np.ones((6, 10), np.float32), np.ones((10, 5), np.float32)
+    assert not DeadChannels().run(mlp(source, w, v), tmp_path / "out.onnx", context).changed
+
+
+@pytest.mark.parametrize("pads", [0, 1])
+def test_dead_channels_of_convolutions(tmp_path: Path, context: PassContext, pads: int) -> None:
+    w, v = RNG.normal(size=(4, 3, 3, 3)).astype(np.float32), RNG.normal(size=(2, 4, 3, 3)).astype(np.float32)
+    b = np.array([1.0, 2.0, -3.0, 0.5], np.float32)
+    w[[1, 2]] = 0  # Relu(2) is 2 in the middle and padding's 0 at the border; Relu(-3) is 0 everywhere
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["m"], pads=[1] * 4),
+        helper.make_node("Relu", ["m"], ["h"]),
+        helper.make_node("Conv", ["h", "v"], ["y"], pads=[pads] * 4),
+    ]
+    size = 8 if pads else 6
+    kind = {"x": (TensorProto.FLOAT, [1, 3, 8, 8])}, {"y": (TensorProto.FLOAT, [1, 2, size, size])}
+    source, out = save(tmp_path / "m.onnx", nodes, *kind, {"w": w, "b": b, "v": v}), tmp_path / "out.onnx"
+    change = DeadChannels().run(source, out, context)
+    assert sum(change.details["cut"].values()) == (1 if pads else 2)
+    x = RNG.normal(size=(1, 3, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(outputs(out, x=x)[0], outputs(source, x=x)[0], atol=1e-4)
+
+
+def test_dead_channels_of_gemm_without_bias_and_a_shared_weight(tmp_path: Path, context: PassContext) -> None:
+    w, v = RNG.normal(size=(8, 6)).astype(np.float32), RNG.normal(size=(8, 5)).astype(np.float32)
+    w[4] = 0
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["m"], transB=1),
+        helper.make_node("Sigmoid", ["m"], ["h"]),
+        helper.make_node("MatMul", ["h", "v"], ["y"]),
+        helper.make_node("MatMul", ["z", "v"], ["y2"]),
+    ]
+    kind = (
+        {"x": (TensorProto.FLOAT, ["n", 6]), "z": (TensorProto.FLOAT, ["n", 8])},
+        {"y": (TensorProto.FLOAT, ["n", 5]), "y2": (TensorProto.FLOAT, ["n", 5])},
+    )
+    source, out = save(tmp_path / "m.onnx", nodes, *kind, {"w": w, "v": v, "b": np.ones(8, np.float32)}), tmp_path / "o"
+    assert DeadChannels().run(source, out.with_suffix(".onnx"), context).changed
+    feed = {"x": RNG.normal(size=(4, 6)).astype(np.float32), "z": RNG.normal(size=(4, 8)).astype(np.float32)}
+    for found, wanted in zip(outputs(out.with_suffix(".onnx"), **feed), outputs(source, **feed), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)

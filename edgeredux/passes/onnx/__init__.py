@@ -2,6 +2,8 @@
 
 TABLE = {
     "fold": "edgeredux.passes.onnx.fold:Fold",
+    "fuse": "edgeredux.passes.onnx.fuse:Fuse",
+    "dead_channels": "edgeredux.passes.onnx.dead_channels:DeadChannels",
     "fix_shapes": "edgeredux.passes.onnx.fix_shapes:FixShapes",
     "clamp_mask": "edgeredux.passes.onnx.clamp_mask:ClampMask",
     "int8_dynamic": "edgeredux.passes.onnx.int8_dynamic:Int8Dynamic",
