@@ -213,16 +213,20 @@ def _quality_chart(report: Report, metric: str, unit: str, noise: Reading | None
 
 
 def _against_noise(reduced: Sequence[tuple[str, Reading]], noise: Reading | None) -> str:
-    """Whose interval lies apart from the dense model's own, in a sentence or two."""
+    """Whose interval lies apart from the dense model's own, and by how much, in a sentence or two."""
     if noise is None or noise.low is None or noise.high is None:
         return ""
     apart: list[str] = []
     within: list[str] = []
     for name, value in reduced:
-        if value.low is not None and value.high is not None:
-            (apart if value.high < noise.low or value.low > noise.high else within).append(name)
-    said = [f"The difference is real on {', '.join(apart)}."] if apart else []
-    said += [f"It cannot be told from noise on {', '.join(within)}."] if within else []
+        if value.low is None or value.high is None:
+            continue
+        if value.high < noise.low or value.low > noise.high:
+            apart.append(f"{name} (by {abs(value.value - noise.value):.2g})")
+        else:
+            within.append(name)
+    said = [f"Beyond that noise: {', '.join(apart)}."] if apart else []
+    said += [f"Not to be told from it: {', '.join(within)}."] if within else []
     return " ".join(said)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -130,18 +131,23 @@ def _placement_kinds(target: TargetReport) -> dict[str, str]:
         most |= Counter(dict(target.placement.get(side, {})))
     names = sorted(set().union(*(target.placement.get(side, {}) for side in _SIDES)))
     names.sort(key=lambda name: ("CPU" in name, -most[name]))
-    others = iter(("part0", "part2", "part3") * len(names))
-    alone = all("CPU" in name for name in names)
-    return {name: "part1" if "CPU" in name and not alone else next(others) for name in names}
+    cpu = {name for name in names if "CPU" in name} if any("CPU" not in name for name in names) else set()
+    others = iter((("part0", "part2", "part3") if cpu else ("part0", "part1", "part2", "part3")) * len(names))
+    return {name: "part1" if name in cpu else next(others) for name in names}
 
 
 def _by_kind(fallbacks: Sequence[str]) -> list[tuple[str, int, list[str]]]:
-    """(kind, count, names) of the operators that fell back, most frequent first."""
-    kinds = Counter(item.partition(" ")[0] for item in fallbacks)
-    return [
-        (kind, count, [item.partition(" ")[2] for item in fallbacks if item.partition(" ")[0] == kind])
-        for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
-    ]
+    """(kind, count, names) of the operators that fell back, most frequent first; "KIND x3" counts three of a kind."""
+    counts: Counter[str] = Counter()
+    names: dict[str, list[str]] = {}
+    for item in fallbacks:
+        kind, _, name = item.partition(" ")
+        several = re.fullmatch(r"x(\d+)", name)
+        counts[kind] += int(several[1]) if several else 1
+        if name and not several:
+            names.setdefault(kind, []).append(name)
+    ordered = sorted(counts, key=lambda kind: (-counts[kind], kind))
+    return [(kind, counts[kind], names.get(kind, [])) for kind in ordered]
 
 
 def _is_numbers(value: Any) -> bool:

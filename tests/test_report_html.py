@@ -230,11 +230,14 @@ def test_tiles_of_the_unknown_say_why() -> None:
 
 
 def test_noise_is_told_from_damage() -> None:
-    assert "The difference is real on host-cpu, host-cpu:litert, ethos-u85-512" in Page(render(passing())).text
+    text = Page(render(passing())).text
+    assert "Beyond that noise: host-cpu (by 0.043), host-cpu:litert (by 0.045), ethos-u85-512 (by 0.061)" in text
     report = passing()
     noise = {"quality": cosine(0.957, 0.01, "dense against itself")}
     text = Page(render(replace(report, repeatability=noise))).text
-    assert "It cannot be told from noise on host-cpu, host-cpu:litert, snapdragon-8-gen-3." in text
+    assert (
+        "Beyond that noise: ethos-u85-512 (by 0.018). Not to be told from it: host-cpu, host-cpu:litert, snap" in text
+    )
     without = Page(render(replace(report, repeatability={}))).text
     assert "The dense model's own noise is not known here." in without
 
@@ -248,9 +251,22 @@ def test_fallbacks_are_named_by_kind() -> None:
     assert [(kind, count) for kind, count, _ in found] == [
         ("CONV_2D", 8), ("ADD", 1), ("MEAN", 1), ("RESHAPE", 1), ("SOFTMAX", 1)
     ]  # fmt: skip
+    counted = replace(missing_heavy().targets[0], fallbacks={"reduced": ["CAST x3", "ADD x1", "CAST late"]})
+    assert view(counted)["fallbacks"] == [("CAST", 4, ["late"]), ("ADD", 1, [])]
     text = Page(render(passing())).text
     assert "GATHER × 2" in text
     assert "bert/embeddings/position_embeddings" in text
+
+
+def test_the_cpu_beside_an_accelerator_has_the_warning_colour() -> None:
+    def kinds(**placement: int) -> dict[str, str]:
+        target = replace(passing().targets[0], placement={"dense": {}, "reduced": placement})
+        return {part["name"]: part["kind"] for part in view(target)["placement"][0]["parts"]}
+
+    assert kinds(CPU=900, NPU=3) == {"NPU": "part0", "CPU": "part1"}
+    assert kinds(CPUExecutionProvider=3) == {"CPUExecutionProvider": "part0"}
+    assert kinds(XNNPACK=348, builtin=8) == {"XNNPACK": "part0", "builtin": "part1"}
+    assert kinds(CPU=1, NPU=5, GPU=2) == {"NPU": "part0", "GPU": "part2", "CPU": "part1"}
 
 
 def test_layers_come_costliest_first_with_their_share() -> None:

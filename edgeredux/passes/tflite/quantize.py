@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from edgeredux.artifact import Change, Format
 from edgeredux.errors import ArtifactError, DataError, RecipeError, one_line, unknown
 from edgeredux.passes.tflite import files
+from edgeredux.passes.tflite.squares import split_squares
 from edgeredux.seams import Feed, PassContext, Tolerance
 
 _TOLERANCE = Tolerance("quantised arithmetic; this catches breakage, the budget judges quality", cosine=0.9)
@@ -42,7 +43,8 @@ class TfliteInt8Dynamic:
 
         before = files.read(source)
         algorithm = getattr(algorithm_manager.AlgorithmName, _WEIGHTS[self.weights])
-        return _quantise("tflite_int8_dynamic", source, out, before, recipe.dynamic_wi8_afp32(algorithm), None)
+        made = recipe.dynamic_wi8_afp32(algorithm)
+        return _quantise("tflite_int8_dynamic", source.read_bytes(), out, before, made, None)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -52,16 +54,15 @@ class TfliteInt8Static:
     Given   y = FULLY_CONNECTED(x, w), all float
     Result  y = FULLY_CONNECTED(x int8, w int8 per channel), int8 in and out
 
-    `activation`: int8, or int16 for every operator. `wide`: operator names (TFLite's, such as ADD, MUL) that take
-    int16 while the rest takes `activation`: sums of a residual stream have a few values that a range of 256 steps
-    cannot hold beside the others. `ranges`: average (moving average of each feed's extremes, 0.95) or minmax (the
+    `activation`: int8 or int16, and `operators` says otherwise for single ones by TFLite's names ({"GELU": "int8"}).
+    A transformer's residual stream has a few values that 256 steps cannot hold beside the others. `ranges`: average (moving average of each feed's extremes, 0.95) or minmax (the
     extremes of all feeds). `weights`: minmax, mse or octav. Declines on a mask constant below -1e30, which takes the
     whole range (the exporter's mask_floor raises it). Raises DataError without calibration feeds.
     """
 
     activation: Literal["int8", "int16"] = "int8"
     ranges: Literal["average", "minmax"] = "average"
-    wide: tuple[str, ...] = ()
+    operators: dict[str, Literal["int8", "int16", "float"]] = dataclasses.field(default_factory=dict)
     weights: Weights = "minmax"
     format: Format = dataclasses.field(default="tflite", init=False)
     tolerance: Tolerance = dataclasses.field(default=_TOLERANCE, init=False)
@@ -77,20 +78,30 @@ class TfliteInt8Static:
         algorithm = getattr(algorithm_manager.AlgorithmName, _WEIGHTS[self.weights])
         names = {item.value: item for item in qtyping.TFLOperationName}
         manager = recipe_manager.RecipeManager()
-        bits = {"int8": 8, "int16": 16}[self.activation]
-        manager.add_static_config(".*", names["*"], bits, 8, algorithm_key=algorithm)
-        for name in self.wide:
+        bits = {"int8": 8, "int16": 16}
+        manager.add_static_config(".*", names["*"], bits[self.activation], 8, algorithm_key=algorithm)
+        for name, width in sorted(self.operators.items()):
             if name not in names:
-                raise RecipeError(unknown("operator", name, names, "pass tflite_int8_static: wide"))
-            manager.add_static_config(".*", names[name], 16, 8, algorithm_key=algorithm)
+                raise RecipeError(unknown("operator", name, names, "pass tflite_int8_static: operators"))
+            if width == "float":
+                manager.add_quantization_config(
+                    ".*", names[name], algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
+                )
+            else:
+                manager.add_static_config(".*", names[name], bits[width], 8, algorithm_key=algorithm)
         recipe = manager.get_quantization_recipe()
         feeds = _fitting(source, context.calibration)
-        return _quantise("tflite_int8_static", source, out, before, recipe, (feeds, self.ranges, context.threads))
+        content = source.read_bytes()
+        if self.activation == "int16" or "int16" in self.operators.values():
+            content, _ = split_squares(content)
+            before = files.Contents(content, source.name)
+        calibration = (feeds, self.ranges, context.threads)
+        return _quantise("tflite_int8_static", content, out, before, recipe, calibration)
 
 
 def _quantise(
     name: str,
-    source: Path,
+    content: bytes,
     out: Path,
     before: files.Contents,
     recipe: Any,
@@ -99,7 +110,6 @@ def _quantise(
     from ai_edge_quantizer import calibrator, quantizer
     from ai_edge_quantizer.utils import qsv_utils
 
-    content = source.read_bytes()
     details: dict[str, Any] = {}
     try:
         # From bytes: the quantiser then neither maps nor names the user's file.
