@@ -15,7 +15,10 @@ from edgeredux.seams import Feed
 
 
 def execute(path: Path, feeds: Sequence[Feed], *, log: Path, threads: int = 1) -> list[Feed]:
-    """One Feed of outputs by name per feed. Raises ArtifactError when the file cannot be read or executed."""
+    """One Feed of outputs by name per feed, quantised ones as real numbers.
+
+    Raises ArtifactError when the file cannot be read or executed.
+    """
     function = "run_onnx" if path.suffix == ".onnx" else "run_tflite"
     arguments = {"path": str(path), "feeds": list(feeds), "threads": threads}
     outputs: list[Feed] = isolated.call(f"edgeredux.execute:{function}", arguments, log=log, what=path.name)
@@ -63,10 +66,11 @@ def run_tflite(path: str, feeds: Sequence[Feed], threads: int) -> list[Feed]:
 
 def _signature(interpreter: Any) -> Any:
     runner = interpreter.get_signature_runner(next(iter(interpreter.get_signature_list())))
-    details = runner.get_input_details()
+    inputs, outputs = runner.get_input_details(), runner.get_output_details()
 
     def call(feed: Feed) -> Feed:
-        return dict(runner(**{name: feed[name].astype(item["dtype"]) for name, item in details.items()}))
+        found = runner(**{name: _stored(feed[name], item) for name, item in inputs.items()})
+        return {name: _real(value, outputs[name]) for name, value in found.items()}
 
     return call
 
@@ -76,8 +80,29 @@ def _tensors(interpreter: Any) -> Any:
 
     def call(feed: Feed) -> Feed:
         for item in inputs:
-            interpreter.set_tensor(item["index"], feed[item["name"]].astype(item["dtype"]))
+            interpreter.set_tensor(item["index"], _stored(feed[item["name"]], item))
         interpreter.invoke()
-        return {item["name"]: interpreter.get_tensor(item["index"]) for item in outputs}
+        return {item["name"]: _real(interpreter.get_tensor(item["index"]), item) for item in outputs}
 
     return call
+
+
+def _stored(value: Any, item: Any) -> Any:
+    """A feed's values as the tensor holds them: real numbers become integers where the tensor has a scale."""
+    import numpy as np
+
+    scale, zero = item["quantization"]
+    if not scale or value.dtype.kind != "f":
+        return value.astype(item["dtype"])
+    limits = np.iinfo(item["dtype"])
+    return np.clip(np.rint(value / scale) + zero, limits.min, limits.max).astype(item["dtype"])
+
+
+def _real(value: Any, item: Any) -> Any:
+    """A tensor's values as real numbers: integers with a scale mean (integer - zero point) * scale."""
+    import numpy as np
+
+    scale, zero = item["quantization"]
+    if not scale or value.dtype.kind == "f":
+        return value
+    return ((value.astype(np.float64) - zero) * scale).astype(np.float32)

@@ -14,9 +14,11 @@ import pytest
 from pydantic import ValidationError
 from tiny_models import TwoHeads, images, tiny_bert, tiny_llama, tokens, two_heads
 
+from edgeredux import parity
 from edgeredux.errors import DataError, EnvironmentProblem, ModelError, ParityError
+from edgeredux.execute import execute
 from edgeredux.model import Model
-from edgeredux.seams import Exporter, ExportJob, Feed
+from edgeredux.seams import Exporter, ExportJob, Feed, PassContext, Tolerance
 
 pytest.importorskip("litert_torch", reason="the tflite extra is not installed")
 
@@ -124,6 +126,20 @@ def test_a_module_of_tensors_has_no_masks(tmp_path: Path, capfd: pytest.CaptureF
     assert sorted(said["outputs"]) == ["features", "scores"]
     assert capfd.readouterr() == ("", "")  # litert-torch says a lot; it is in the log
     assert (tmp_path / "log.txt").stat().st_size > 0
+
+
+def test_a_file_of_integers_is_executed_with_real_numbers(tmp_path: Path) -> None:
+    from edgeredux.passes.tflite.quantize import TfliteInt8Static
+
+    model, samples = two_heads(), [*images(1), *images(1)]
+    LitertTorch().export(job(model, samples, tmp_path))
+    context = PassContext(calibration=samples, log=tmp_path / "log.txt", scratch=tmp_path)
+    assert TfliteInt8Static().run(tmp_path / "m.tflite", tmp_path / "int8.tflite", context).changed
+    answer = execute(tmp_path / "int8.tflite", samples[:1], log=tmp_path / "log.txt")
+    close = Tolerance("8 bits of range 4 or so", atol=0.1, cosine=0.99)
+    agreement = parity.compare([model.run(samples[0])], answer, close)
+    assert agreement["passed"], agreement["reason"]
+    assert agreement["max_abs"] > 0
 
 
 class Unconvertible(TwoHeads):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import torch
@@ -120,6 +121,10 @@ class Structured:
             linear.bias = torch.nn.Parameter(fitted[:, width].float().contiguous())
 
 
+class _Seen(Exception):
+    """The wanted module has run; the rest of the forward pass is left out."""
+
+
 def _capture(
     model: Model, module: torch.nn.Module, names: Sequence[str], feeds: Sequence[Feed], *, outputs: bool
 ) -> dict[str, torch.Tensor]:
@@ -134,6 +139,8 @@ def _capture(
             if mask[0] is not None and mask[0].numel() == len(flat):
                 flat = flat[mask[0].reshape(-1)]
             kept[name].append(flat.clone())
+            if len(kept) == 1:
+                raise _Seen  # what comes after the only wanted module need not be computed
 
         return take
 
@@ -143,7 +150,8 @@ def _capture(
         for feed in feeds:
             tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
             mask[0] = tensors["attention_mask"].bool() if "attention_mask" in tensors else None
-            model.forward(tensors)
+            with suppress(_Seen):
+                model.forward(tensors)
     finally:
         for handle in handles:
             handle.remove()
