@@ -90,6 +90,7 @@ def test_no_target_is_no_pass() -> None:
 def test_no_check_is_no_pass() -> None:
     report = with_checks(passing())
     assert not report.passed
+    assert not report.targets[0].passed
     assert report.failures() == ["host-cpu: no check was asked for, so nothing was shown"]
     one_of_many = replace(passing(), targets=(*passing().targets[:3], replace(passing().targets[3], checks=())))
     assert not one_of_many.passed
