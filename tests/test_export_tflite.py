@@ -128,6 +128,7 @@ def test_a_module_of_tensors_has_no_masks(tmp_path: Path, capfd: pytest.CaptureF
     assert (tmp_path / "log.txt").stat().st_size > 0
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Enabling .experimental_preserve_all_tensors:UserWarning")
 def test_a_file_of_integers_is_executed_with_real_numbers(tmp_path: Path) -> None:
     from edgeredux.passes.tflite.quantize import TfliteInt8Static
 
