@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import ConfigDict, Field
@@ -20,7 +19,9 @@ from pydantic.dataclasses import dataclass
 from edgeredux.artifact import Change
 from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
+from edgeredux.prune.counts import count_of
 from edgeredux.prune.groups import Group, expand, find, linear_dict, remove, update_config
+from edgeredux.prune.observe import observe
 from edgeredux.seams import Feed, ReduceContext
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -56,17 +57,17 @@ class Structured:
         torch.set_num_threads(context.threads)
         if not context.calibration:
             raise DataError("structured: no calibration data")
-        module = copy.deepcopy(model.module)
+        module = copy.deepcopy(model.module).eval()
+        student = model.after(module, repr(self))
         groups = [group for group in find(module) if self._share(group) > 0]
         before = sum(parameter.numel() for parameter in module.parameters())
         readers = [group.reader for group in groups]
         with torch.no_grad():
-            wanted = _capture(model, model.module, readers, context.calibration, outputs=True)
+            wanted = _capture(model, readers, context.calibration, outputs=True)
             removed: dict[str, int] = {"ffn": 0, "heads": 0}
             for index, group in enumerate(groups):
                 context.progress(f"{group.reader}", index, len(groups))
-                current = model.after(module, "")
-                inputs = _capture(current, module, [group.reader], context.calibration, outputs=False)[group.reader]
+                inputs = _capture(student, [group.reader], context.calibration)[group.reader]
                 keep = self._keep(module, group, inputs)
                 removed[group.kind] += group.units - len(keep)
                 start = linear_dict(module)[group.reader].weight.detach().clone()
@@ -82,7 +83,7 @@ class Structured:
         gone = f"{removed['ffn']} FFN neurons and {removed['heads']} head groups removed"
         why = f"{gone}; {before:,} to {after:,} parameters"
         details = {"removed": removed, "parameters_before": before, "parameters_after": after}
-        return model.after(module.eval(), repr(self)), Change("structured", before != after, why, details)
+        return student, Change("structured", before != after, why, details)
 
     def _share(self, group: Group) -> float:
         return self.ffn if group.kind == "ffn" else self.heads
@@ -93,9 +94,7 @@ class Structured:
         if self.importance == "activation":
             score = score * inputs.double().square().mean(0)
         per_unit = score.view(group.units, group.width).sum(1)
-        if not bool(torch.isfinite(per_unit).all()):
-            raise ModelError(f"structured: the activations at {group.reader} are NaN or infinite")
-        count = max(1, group.units - int(self._share(group) * group.units))
+        count = max(1, group.units - count_of(self._share(group), group.units))
         # Ties go to the lower index: the count is exact, whatever the scores.
         order = torch.argsort(per_unit, descending=True, stable=True)
         return order[:count].sort().values
@@ -121,38 +120,14 @@ class Structured:
             linear.bias = torch.nn.Parameter(fitted[:, width].float().contiguous())
 
 
-class _Seen(Exception):
-    """The wanted module has run; the rest of the forward pass is left out."""
-
-
 def _capture(
-    model: Model, module: torch.nn.Module, names: Sequence[str], feeds: Sequence[Feed], *, outputs: bool
+    model: Model, names: Sequence[str], feeds: Sequence[Feed], *, outputs: bool = False
 ) -> dict[str, torch.Tensor]:
     """Inputs (or outputs) of the named Linears over all real (unpadded) positions: [positions, features]."""
     kept: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    mask: list[torch.Tensor | None] = [None]
 
-    def hook(name: str) -> Any:
-        def take(_: torch.nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
-            value = (made if outputs else given[0]).detach()
-            flat = value.reshape(-1, value.shape[-1])
-            if mask[0] is not None and mask[0].numel() == len(flat):
-                flat = flat[mask[0].reshape(-1)]
-            kept[name].append(flat.clone())
-            if len(kept) == 1:
-                raise _Seen  # what comes after the only wanted module need not be computed
+    def see(name: str, given: torch.Tensor, made: torch.Tensor) -> None:
+        kept[name].append((made if outputs else given).clone())
 
-        return take
-
-    parts = linear_dict(module)
-    handles = [parts[name].register_forward_hook(hook(name)) for name in names]
-    try:
-        for feed in feeds:
-            tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
-            mask[0] = tensors["attention_mask"].bool() if "attention_mask" in tensors else None
-            with suppress(_Seen):
-                model.forward(tensors)
-    finally:
-        for handle in handles:
-            handle.remove()
+    observe(model, names, feeds, see, until=names[-1] if len(names) == 1 else None)
     return {name: torch.cat(values) for name, values in kept.items()}
