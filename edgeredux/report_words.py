@@ -64,7 +64,7 @@ def spread(value: AnyReading | None) -> str:
     """The 95 % interval, or p10 to p90, and n; empty where there is nothing to say."""
     if value is None or isinstance(value, Missing):
         return ""
-    samples = f"n = {value.n:,}" if value.n > 1 else ""
+    samples = f"n\u00a0=\u00a0{value.n:,}" if value.n > 1 else ""
     ends, what = (value.low, value.high), "95 %"
     if None in ends:
         ends, what = (value.p10, value.p90), "p10–p90"
@@ -72,7 +72,7 @@ def spread(value: AnyReading | None) -> str:
     if low is None or high is None:
         return samples
     ends_said = unique((_end(low, value.unit), _end(high, value.unit)))
-    return f"{what} {' – '.join(ends_said)}" + (f", {samples}" if samples else "")
+    return f"{what} " + "\u00a0– ".join(ends_said) + (f", {samples}" if samples else "")
 
 
 def _end(value: float, unit: str) -> str:

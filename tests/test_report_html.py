@@ -382,8 +382,9 @@ def test_class_names_are_escaped() -> None:
 
 def test_words() -> None:
     half = cosine(0.9573, 0.0021, "")
-    assert spread(half) == "95 % 0.9552 – 0.9594, n = 256"
-    assert spread(replace(half, low=None, high=None, unit="ms", p10=1.0, p90=2.0)) == "p10–p90 1.00 – 2.00, n = 256"
+    assert spread(half) == "95 % 0.9552\u00a0– 0.9594, n\u00a0=\u00a0256"
+    timed = replace(half, low=None, high=None, unit="ms", p10=1.0, p90=2.0)
+    assert spread(timed) == "p10–p90 1.00\u00a0– 2.00, n\u00a0=\u00a0256"
     assert spread(Reading(1.0, "MB", "measured")) == ""
     assert show_bytes(999) == "999 B"
     assert show_bytes(18_240_771) == "18.24 MB"
