@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import subprocess
@@ -16,10 +17,16 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeredux.errors import ArtifactError
+from edgeredux.artifact import Artifact
+from edgeredux.errors import ArtifactError, DataError
+from edgeredux.passes.onnx.clamp_mask import ClampMask
 from edgeredux.passes.onnx.dead_channels import DeadChannels
+from edgeredux.passes.onnx.fix_shapes import FixShapes
 from edgeredux.passes.onnx.fold import Fold
+from edgeredux.passes.onnx.fuse import Fuse
 from edgeredux.passes.onnx.int8_dynamic import Int8Dynamic
+from edgeredux.passes.onnx.qdq_static import QdqStatic
+from edgeredux.rewrite import rewrite
 from edgeredux.seams import PassContext
 
 RNG = np.random.default_rng(7)
@@ -131,7 +138,13 @@ def test_int8_dynamic_leaves_a_tied_table_and_excluded_nodes(tmp_path: Path, con
     assert "exclude names 'nothing'" in Int8Dynamic(exclude=("nothing",)).run(source, tmp_path / "o", context).why
 
 
-@pytest.mark.parametrize("step", [Fold(), Int8Dynamic(), DeadChannels()], ids=lambda step: type(step).__name__)
+STEPS = [
+    *(Fold(), Fuse(), DeadChannels(), FixShapes(shapes={"batch": 1})),
+    *(ClampMask(), Int8Dynamic(), QdqStatic()),
+]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
 def test_a_clean_graph_is_left_alone(tmp_path: Path, context: PassContext, step: Any) -> None:
     change = step.run(clean(tmp_path / "m.onnx"), tmp_path / "out.onnx", context)
     assert not change.changed
@@ -139,7 +152,7 @@ def test_a_clean_graph_is_left_alone(tmp_path: Path, context: PassContext, step:
     assert not (tmp_path / "out.onnx").exists()
 
 
-@pytest.mark.parametrize("step", [Fold(), Int8Dynamic(), DeadChannels()], ids=lambda step: type(step).__name__)
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: type(step).__name__)
 @pytest.mark.parametrize("damage", ["empty", "junk", "cut", "no_weights"])
 def test_a_damaged_file_is_one_line(tmp_path: Path, context: PassContext, step: Any, damage: str) -> None:
     source, _, _ = embed(tmp_path / "m.onnx")
@@ -261,3 +274,160 @@ def test_dead_channels_of_gemm_without_bias_and_a_shared_weight(tmp_path: Path, 
     feed = {"x": RNG.normal(size=(4, 6)).astype(np.float32), "z": RNG.normal(size=(4, 8)).astype(np.float32)}
     for found, wanted in zip(outputs(out.with_suffix(".onnx"), **feed), outputs(source, **feed), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def attention(path: Path, low: float, *, guard: bool = True) -> Path:
+    """Masked scores, a softmax and what torch exports around it, with dynamic axes."""
+    nodes = [
+        helper.make_node("Cast", ["mask"], ["keep"], to=TensorProto.BOOL),
+        helper.make_node("Unsqueeze", ["keep", "one_axis"], ["keep3"]),
+        helper.make_node("Where", ["keep3", "zero", "low"], ["add"]),
+        helper.make_node("Transpose", ["x"], ["xt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["x", "xt"], ["s0"]),
+        helper.make_node("Add", ["s0", "add"], ["s1"]),
+        helper.make_node("Softmax", ["s1"], ["p"], axis=-1),
+        helper.make_node("IsNaN", ["p"], ["bad"]),
+        helper.make_node("Where", ["bad", "zero", "p"], ["q"]),
+        helper.make_node("MatMul", ["q" if guard else "p", "x"], ["a"]),
+        helper.make_node("MatMul", ["a", "w"], ["n"]),
+        helper.make_node("LayerNormalization", ["n", "gain", "shift"], ["h"]),
+        helper.make_node("Shape", ["x"], ["size"]),
+        helper.make_node("Reshape", ["h", "size"], ["y"]),
+    ]
+    axes = ["batch", "sequence"]
+    return save(
+        path,
+        nodes,
+        {"x": (TensorProto.FLOAT, [*axes, 8]), "mask": (TensorProto.INT64, axes)},
+        {"y": (TensorProto.FLOAT, [*axes, 8])},
+        {
+            "one_axis": np.array([1]),
+            "zero": np.array(0, np.float32),
+            "low": np.array(low, np.float32),
+            "w": RNG.normal(size=(8, 8)).astype(np.float32),
+            "gain": np.ones(8, np.float32),
+            "shift": np.zeros(8, np.float32),
+        },
+    )
+
+
+def masked(count: int = 1) -> list[dict[str, Array]]:
+    mask = np.array([[1, 1, 1, 1, 0, 0]])
+    return [{"x": RNG.normal(size=(1, 6, 8)).astype(np.float32), "mask": mask} for _ in range(count)]
+
+
+def test_fix_shapes_folds_shape_arithmetic(tmp_path: Path, context: PassContext) -> None:
+    source, out = attention(tmp_path / "m.onnx", -1e4), tmp_path / "out.onnx"
+    change = FixShapes(shapes={"batch": 1, "sequence": 6}).run(source, out, context)
+    assert change.changed
+    assert "Shape" not in kinds(out)
+    dims = [dim.dim_value for dim in onnx.load(out).graph.input[0].type.tensor_type.shape.dim]
+    assert dims == [1, 6, 8]
+    feed = masked()[0]
+    np.testing.assert_allclose(outputs(out, **feed)[0], outputs(source, **feed)[0], atol=1e-5)
+    again = FixShapes(shapes={"batch": 1}).run(out, tmp_path / "no.onnx", context)
+    assert not again.changed
+    assert "dynamic axes: none" in again.why
+
+
+@pytest.mark.parametrize("low", [-3.4028235e38, float("-inf")])
+def test_clamp_mask_raises_masks_and_drops_guards(tmp_path: Path, context: PassContext, low: float) -> None:
+    source, out = attention(tmp_path / "m.onnx", low), tmp_path / "out.onnx"
+    change = ClampMask().run(source, out, context)
+    assert change.details["constants"] == ["low"]
+    assert kinds(out)["IsNaN"] == 0
+    smallest = min(float(numpy_helper.to_array(item).min()) for item in onnx.load(out).graph.initializer)
+    assert smallest == -40
+    feed = masked()[0]
+    np.testing.assert_allclose(outputs(out, **feed)[0], outputs(source, **feed)[0], atol=1e-6)
+
+
+def test_clamp_mask_leaves_other_constants(tmp_path: Path, context: PassContext) -> None:
+    assert not ClampMask().run(attention(tmp_path / "m.onnx", -1e4), tmp_path / "out.onnx", context).changed
+    shape = (TensorProto.FLOAT, ["n", 4])
+    nodes = [helper.make_node("Max", ["x", "low"], ["y"])]
+    source = save(tmp_path / "max.onnx", nodes, {"x": shape}, {"y": shape}, {"low": np.float32([-3e38])})
+    change = ClampMask().run(source, tmp_path / "out.onnx", context)
+    assert not change.changed
+    assert "low" in change.why
+
+
+def test_qdq_static_declines_what_ruins_ranges(tmp_path: Path, context: PassContext) -> None:
+    dynamic = attention(tmp_path / "m.onnx", -3e38)
+    assert "put fix_shapes before" in QdqStatic().run(dynamic, tmp_path / "q.onnx", context).why
+    FixShapes(shapes={"batch": 1, "sequence": 6}).run(dynamic, tmp_path / "f.onnx", context)
+    assert "put clamp_mask before" in QdqStatic().run(tmp_path / "f.onnx", tmp_path / "q.onnx", context).why
+    ClampMask().run(tmp_path / "f.onnx", tmp_path / "c.onnx", context)
+    with pytest.raises(DataError, match="no calibration feeds"):
+        QdqStatic().run(tmp_path / "c.onnx", tmp_path / "q.onnx", context)
+
+
+def test_qdq_static_quantises_by_channel(tmp_path: Path, context: PassContext) -> None:
+    feeds = masked(8)
+    context = dataclasses.replace(context, calibration=feeds)
+    FixShapes(shapes={"batch": 1, "sequence": 6}).run(attention(tmp_path / "m.onnx", -40), tmp_path / "f.onnx", context)
+    change = QdqStatic().run(tmp_path / "f.onnx", tmp_path / "q.onnx", context)
+    assert change.changed
+    assert change.details["calibrated"] == 8
+    found = kinds(tmp_path / "q.onnx")
+    assert found["LayerNormalization"] == 1
+    assert found["QuantizeLinear"] == change.details["quantised"]
+    scales = {item.name: item for item in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    assert list(scales["w_scale"].dims) == [8]
+    a, b = (outputs(tmp_path / name, **feeds[0])[0].ravel() for name in ("f.onnx", "q.onnx"))
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
+    again = QdqStatic().run(tmp_path / "q.onnx", tmp_path / "no.onnx", context)
+    assert not again.changed
+
+
+def test_fuse_finds_the_residual_norm(tmp_path: Path, context: PassContext) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"]),
+        helper.make_node("Add", ["m", "b"], ["a"]),
+        helper.make_node("Add", ["a", "x"], ["s"]),
+        helper.make_node("LayerNormalization", ["s", "gain", "b"], ["y"]),
+    ]
+    shape = (TensorProto.FLOAT, ["n", "s", 8])
+    w, b = RNG.normal(size=(8, 8)).astype(np.float32), np.zeros(8, np.float32)
+    weights = {"w": w, "b": b, "gain": np.ones(8, np.float32)}
+    source, out = save(tmp_path / "m.onnx", nodes, {"x": shape}, {"y": shape}, weights), tmp_path / "out.onnx"
+    change = Fuse().run(source, out, context)
+    assert change.details["fused"] == {"SkipLayerNormalization": 1}
+    assert "ONNX Runtime only" in change.why
+    x = RNG.normal(size=(2, 3, 8)).astype(np.float32)
+    np.testing.assert_allclose(outputs(out, x=x)[0], outputs(source, x=x)[0], atol=1e-5)
+
+
+FLOAT_FILES = sorted(
+    path
+    for pattern in ("model-silero-vad/*.onnx", "model-yunet/*.onnx", "model-mlperf-tiny-onnx/**/*.onnx")
+    for path in (Path(__file__).resolve().parents[2] / "shared" / "data").glob(pattern)
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FLOAT_FILES, reason="the folder of shared test data is not beside this checkout")
+@pytest.mark.parametrize("source", FLOAT_FILES, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
+def test_real_files_keep_their_function_or_say_why(tmp_path: Path, source: Path) -> None:
+    model = onnxruntime.InferenceSession(str(source))
+    types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+    feed: dict[str, Array] = {}
+    for item in model.get_inputs():
+        dims = [size if isinstance(size, int) else {0: 1, 1: 576 if item.name == "input" else 3}.get(place, 64)
+                for place, size in enumerate(item.shape)]  # fmt: skip
+        if item.name == "sr":
+            feed["sr"] = np.array(16000, np.int64)
+        else:
+            feed[item.name] = RNG.random(dims).astype(types[item.type])
+    (tmp_path / "scratch").mkdir()
+    context = PassContext([feed], tmp_path / "log", tmp_path / "scratch")
+    steps: list[tuple[str, Any]] = [
+        *(("fold", Fold()), ("fuse", Fuse()), ("dead_channels", DeadChannels()), ("clamp_mask", ClampMask())),
+        *(("fix_shapes", FixShapes(shapes={"batch": 1})), ("int8_dynamic", Int8Dynamic())),
+    ]
+    artifact = Artifact.of(source, "m", "reduced")
+    answer = rewrite(artifact, steps, context, [feed], tmp_path)
+    assert len(answer.history) == len(steps)
+    for change in answer.history:
+        print(source.stem, change.step, change.changed, change.why)
+        assert change.changed or change.why.startswith(("declined: ", "rolled back: "))
