@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,12 +17,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from edgeredux.artifact import Change
+from edgeredux.batching import join, length, singles
 from edgeredux.distill import losses as terms
 from edgeredux.errors import DataError, ModelError, RecipeError, unknown
 from edgeredux.model import Model
-from edgeredux.seams import ReduceContext
+from edgeredux.seams import Feed, ReduceContext
 
 _BETAS = (0.9, 0.999)
+_WINDOW = 16  # batches that are sorted by length together: wide enough to save padding, narrow enough to stay random
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -30,18 +32,23 @@ class Distill:
     """Train the reduced model to repeat the dense one on unlabelled data, AdamW, linear warm-up then linear decay.
 
     `losses` weighs them (default: all the task has, 1 each): embedding and hidden for embeddings, logits (soft labels
-    at `temperature`) and hidden for classifiers and language models, output for anything else. Exact zeros in Linear
-    weights that pruning left stay exact zeros. A killed run goes on from its last checkpoint and ends with the same
-    bytes as one that was not killed, on the same machine and thread count.
+    at `temperature`) and hidden for classifiers and language models, output for anything else. Exact zeros that
+    pruning left in Linear weights stay exact zeros (`keep_zeros`). Embedding tables are trained only with
+    `embeddings`: pruning does not touch them, few texts show few of their rows, and they are half of a small model.
+    Each batch holds samples of similar length, since padding is work for nothing. A killed run goes on from its last
+    checkpoint and ends with the same bytes as one that was not killed, on the same machine and thread count.
     """
 
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = 100
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
     losses: dict[str, Annotated[float, Field(gt=0)]] | None = None
     checkpoint_every: Annotated[int, Field(ge=1)] = 25
+    keep_zeros: bool = True
+    embeddings: bool = False
 
     def check(self, model: Model) -> None:
         """Raise RecipeError for a loss that the model's task does not have."""
@@ -57,8 +64,9 @@ class Distill:
         torch.manual_seed(context.seed)
         module = copy.deepcopy(model.module).eval()  # no dropout: the teacher has none either
         student = model.after(module, repr(self))
-        weights = {name: part for name, part in module.named_parameters() if part.is_floating_point()}
-        masks = _zero_masks(module)
+        weights = self._trained(module)
+        masks = {name: mask for name, mask in _zero_masks(module).items() if self.keep_zeros and name in weights}
+        samples = singles(student, context.training)
         optimizer = torch.optim.AdamW(
             weights.values(), lr=self.learning_rate, betas=_BETAS, weight_decay=self.weight_decay, foreach=False
         )
@@ -67,7 +75,8 @@ class Distill:
         for step in range(start, self.steps):
             for group in optimizer.param_groups:
                 group["lr"] = self.learning_rate * self._schedule(step)
-            loss = self._loss(student, context, step)
+            batch = join([samples[place] for place in self._places(samples, context.seed, step)])
+            loss = self._loss(student, context.teacher, {name: torch.from_numpy(v) for name, v in batch.items()})
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise ModelError(f"distill: the loss is not finite at step {step}; lower learning_rate")
@@ -83,6 +92,8 @@ class Distill:
             if (step + 1) % self.checkpoint_every == 0 and step + 1 < self.steps:
                 _save(checkpoint, step + 1, history, weights, optimizer)
         module.zero_grad(set_to_none=True)
+        for part in module.parameters():
+            part.requires_grad_(part.is_floating_point())
         head, tail = history[: max(1, len(history) // 10)], history[-max(1, len(history) // 10) :]
         first, last = sum(head) / len(head), sum(tail) / len(tail)
         why = f"{self.steps} steps, loss {first:.4f} to {last:.4f} (mean of the first and last tenth)"
@@ -92,15 +103,31 @@ class Distill:
         ramp = max(1, int(self.warmup * self.steps))
         return (step + 1) / ramp if step < ramp else max(0.0, (self.steps - step) / max(1, self.steps - ramp))
 
-    def _loss(self, student: Model, context: ReduceContext, step: int) -> torch.Tensor:
-        count = len(context.training)
-        epoch, place = divmod(step, count)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(context.seed * 1_000_003 + epoch))
-        feed = {name: torch.from_numpy(value) for name, value in context.training[int(order[place])].items()}
+    def _trained(self, module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+        tables = [part for part in module.modules() if isinstance(part, torch.nn.Embedding) and not self.embeddings]
+        frozen = {id(value) for part in tables for value in part.parameters()}
+        for value in module.parameters():
+            value.requires_grad_(value.is_floating_point() and id(value) not in frozen)
+        return {name: value for name, value in module.named_parameters() if value.requires_grad}
+
+    def _places(self, samples: Sequence[Feed], seed: int, step: int) -> list[int]:
+        """Which samples step number `step` sees. A function of seed and step alone, so that a resumed run agrees."""
+        size = min(self.batch_size, len(samples))
+        epoch, place = divmod(step, len(samples) // size)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        shuffled = torch.randperm(len(samples), generator=generator).tolist()
+        batches: list[list[int]] = []
+        for start in range(0, len(samples) // size * size, _WINDOW * size):
+            window = shuffled[start : min(start + _WINDOW * size, len(samples) // size * size)]
+            window.sort(key=lambda index: length(samples[index]))
+            batches += [window[begin : begin + size] for begin in range(0, len(window), size)]
+        return batches[int(torch.randperm(len(batches), generator=generator)[place])]
+
+    def _loss(self, student: Model, dense: Model, feed: Mapping[str, torch.Tensor]) -> torch.Tensor:
         wanted = dict(self.losses or dict.fromkeys(terms.names_for(student), 1.0))
         states = "hidden" in wanted
         with torch.no_grad():
-            teacher, teacher_states = _forward(context.teacher, feed, states)
+            teacher, teacher_states = _forward(dense, feed, states)
         given, student_states = _forward(student, feed, states)
         mask = feed.get("attention_mask")
         name = student.output_names[0]
@@ -111,6 +138,7 @@ class Distill:
                 value = terms.embedding(given[name], teacher[name], mask, student.pooling)
             elif loss == "hidden":
                 assert mask is not None
+                # The first state is what the embedding tables give; all layers' states follow.
                 pairs = list(zip(student_states, teacher_states, strict=True))[1:]
                 value = torch.stack([terms.hidden(a, b, mask) for a, b in pairs]).mean()
             elif loss == "logits":

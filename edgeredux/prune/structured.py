@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change
+from edgeredux.batching import by_length
 from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
 from edgeredux.prune.counts import count_of
@@ -59,15 +60,16 @@ class Structured:
             raise DataError("structured: no calibration data")
         module = copy.deepcopy(model.module).eval()
         student = model.after(module, repr(self))
+        feeds = by_length(model, context.calibration)
         groups = [group for group in find(module) if self._share(group) > 0]
         before = sum(parameter.numel() for parameter in module.parameters())
         readers = [group.reader for group in groups]
         with torch.no_grad():
-            wanted = _capture(model, readers, context.calibration, outputs=True)
+            wanted = _capture(model, readers, feeds, outputs=True)
             removed: dict[str, int] = {"ffn": 0, "heads": 0}
             for index, group in enumerate(groups):
                 context.progress(f"{group.reader}", index, len(groups))
-                inputs = _capture(student, [group.reader], context.calibration)[group.reader]
+                inputs = _capture(student, [group.reader], feeds)[group.reader]
                 keep = self._keep(module, group, inputs)
                 removed[group.kind] += group.units - len(keep)
                 start = linear_dict(module)[group.reader].weight.detach().clone()

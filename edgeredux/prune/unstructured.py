@@ -60,7 +60,7 @@ class Prune:
         names = [name for part in chosen.values() for name in part]
         with torch.no_grad():
             if self.scope == "global":
-                self._prune_together([linears[name].weight for name in names])
+                self._prune_together([linears[name].weight.data for name in names])
             for index, (block, part) in enumerate(chosen.items() if self.scope == "layer" else ()):
                 context.progress(f"{self.method} {block or 'all layers'}", index, len(chosen))
                 norms = _norms(student, part, block, context) if self.method == "wanda" and part else {}
@@ -83,10 +83,10 @@ class Prune:
             for block, names in blocks(model).items()
         }
 
-    def _prune_together(self, weights: list[torch.nn.Parameter]) -> None:
+    def _prune_together(self, weights: list[torch.Tensor]) -> None:
         sizes = torch.cat([weight.abs().flatten() for weight in weights])
         mask = smallest(sizes, count_of(self.zeros, len(sizes)))
-        for weight, part in zip(weights, mask.split([weight.numel() for weight in weights]), strict=True):
+        for weight, part in zip(weights, torch.split(mask, [weight.numel() for weight in weights]), strict=True):
             weight.masked_fill_(part.view_as(weight), 0.0)
 
 

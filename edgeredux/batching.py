@@ -1,0 +1,63 @@
+"""Batches regrouped by length: padding is computed and thrown away, so there should be little of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgeredux.model import Interface
+from edgeredux.seams import Feed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def singles(interface: Interface, feeds: Sequence[Feed]) -> list[Feed]:
+    """The samples of `feeds` one by one, without padding, in order; feeds of a model without a batch axis whole."""
+    if not all("batch" in interface.axes[name][:1] for name in interface.input_names):
+        return list(feeds)
+    return [
+        _unpadded(interface, {name: value[row : row + 1] for name, value in feed.items()})
+        for feed in feeds
+        for row in range(next(iter(feed.values())).shape[0])
+    ]
+
+
+def length(sample: Feed) -> int:
+    """Tokens of an unpadded sample; 0 where no attention_mask says what a token is."""
+    return int(sample["attention_mask"].sum()) if "attention_mask" in sample else 0
+
+
+def join(samples: Sequence[Feed]) -> Feed:
+    """One batch of unpadded samples, zeros (attention_mask 0) on the right up to the longest."""
+    import numpy as np
+
+    if len(samples) == 1:
+        return samples[0]
+    longest = max(map(length, samples))
+
+    def padded(sample: Feed, value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        missing = longest - length(sample)
+        if missing == 0 or value.shape[1:2] != sample["attention_mask"].shape[1:2]:
+            return value
+        return np.pad(value, [(0, 0), (0, missing), *[(0, 0)] * (value.ndim - 2)])
+
+    return {name: np.concatenate([padded(sample, sample[name]) for sample in samples]) for name in samples[0]}
+
+
+def by_length(interface: Interface, feeds: Sequence[Feed]) -> list[Feed]:
+    """The same samples in batches of the first feed's size, shortest first: fewer padded positions, nothing else."""
+    samples = singles(interface, feeds)
+    if len(samples) == len(feeds):
+        return samples
+    size = next(iter(feeds[0].values())).shape[0]
+    ordered = sorted(samples, key=length)
+    return [join(ordered[place : place + size]) for place in range(0, len(ordered), size)]
+
+
+def _unpadded(interface: Interface, sample: Feed) -> Feed:
+    if "attention_mask" not in sample:
+        return sample
+    real = sample["attention_mask"][0].astype(bool)
+    token = {name: interface.axes[name][1:2] == ("sequence",) for name in sample}
+    return {name: value[:, real] if token[name] else value for name, value in sample.items()}
