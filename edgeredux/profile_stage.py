@@ -21,7 +21,7 @@ from edgeredux.seams import DeviceProfile, ProfileJob, Progress
 from edgeredux.workspace import Workspace
 
 # Simulators of hardware take seconds a sample; their quality is taken on fewer, and n says so.
-_SIMULATED_SAMPLES = 64
+_SIMULATED_SAMPLES = 32
 _TRAIL_REPEATS = 15
 
 

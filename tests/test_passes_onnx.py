@@ -413,7 +413,7 @@ def test_real_files_keep_their_function_or_say_why(tmp_path: Path, source: Path)
     types = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
     feed: dict[str, Array] = {}
     for item in model.get_inputs():
-        dims = [size if isinstance(size, int) else {0: 1, 1: 576 if item.name == "input" else 3}.get(place, 64)
+        dims = [size if isinstance(size, int) else {0: 1, 1: {"input": 576, "state": 1}.get(item.name, 3)}.get(place, 64)
                 for place, size in enumerate(item.shape)]  # fmt: skip
         if item.name == "sr":
             feed["sr"] = np.array(16000, np.int64)

@@ -1,3 +1,6 @@
 """Energy meters, one a file. Name -> "module:Class"."""
 
-TABLE: dict[str, str] = {}
+TABLE = {
+    "zeus": "edgeredux.meters.zeus_rapl:ZeusCpu",
+    "model": "edgeredux.meters.model:EnergyModel",
+}

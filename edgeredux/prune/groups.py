@@ -26,6 +26,11 @@ _ATTENTION = (
     ("q_proj", "k_proj", "v_proj", "o_proj", ""),
     ("q_proj", "k_proj", "v_proj", "out_proj", ""),
 )
+# What may stand between two Linears of a torch.nn.Sequential: each output depends on the same input alone.
+_ELEMENTWISE = tuple(
+    getattr(torch.nn, name)
+    for name in ("ReLU ReLU6 GELU SiLU Mish Tanh Sigmoid ELU LeakyReLU Hardswish Softplus Identity Dropout").split()
+)
 _HEAD_SIZES = ("attention_head_size", "head_dim", "attention_head_dim")
 
 
@@ -68,9 +73,24 @@ def find(module: torch.nn.Module) -> list[Group]:
                 width = linears[names[0]].out_features
                 if linears[names[-1]].in_features == width:
                     found.append(Group("ffn", dict.fromkeys(names[:-1], 1), names[-1], 1, width))
-        del part
+        if isinstance(part, torch.nn.Sequential):
+            found += _chain(part, dot)
     order = list(linears)
     return sorted(found, key=lambda group: order.index(group.reader))
+
+
+def _chain(sequence: torch.nn.Sequential, dot: str) -> list[Group]:
+    """Neighbouring Linears of a Sequential with nothing but elementwise functions between them."""
+    found = []
+    last: tuple[str, torch.nn.Linear] | None = None
+    for name, part in sequence.named_children():
+        if isinstance(part, torch.nn.Linear):
+            if last is not None and last[1].out_features == part.in_features:
+                found.append(Group("ffn", {dot + last[0]: 1}, dot + name, 1, part.in_features))
+            last = (name, part)
+        elif not isinstance(part, _ELEMENTWISE):
+            last = None
+    return found
 
 
 def _attention(

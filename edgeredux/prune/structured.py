@@ -1,7 +1,7 @@
 """Structured pruning: whole FFN neurons and attention heads go, and what is left is refitted to the dense outputs.
 
 Importance of an input channel j of the reading Linear: E[x_j^2] * ||W[:, j]||^2, the energy it brings to the output
-(Wanda's |W| * ||X||, Sun et al. 2023, squared and summed over outputs), or ||W[:, j]||^2 alone for "magnitude".
+(Wanda's |W| * ||X||, Sun et al. 2023, squared and summed over outputs), or ||W[:, j]||^2 alone for "magnitude"; "taylor" (taylor.py) looks at the model's output instead of the layer's.
 Repair: min_W ||Y - X W||^2 + ridge * ||W - W0||^2 per reading Linear, Y the dense model's own outputs there and X the
 kept channels as the already pruned model produces them (the layer-wise reconstruction of He et al. 2017, eq. 3).
 """
@@ -23,6 +23,7 @@ from edgeredux.model import Model
 from edgeredux.prune.counts import count_of
 from edgeredux.prune.groups import Group, expand, find, linear_dict, remove, update_config
 from edgeredux.prune.observe import observe
+from edgeredux.prune.taylor import taylor_scores
 from edgeredux.seams import Feed, ReduceContext
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -38,7 +39,7 @@ class Structured:
 
     ffn: Share = 0.25
     heads: Share = 0.25
-    importance: Literal["activation", "magnitude"] = "activation"
+    importance: Literal["activation", "taylor", "magnitude"] = "activation"
     repair: Literal["least_squares", "none"] = "least_squares"
     ridge: Annotated[float, Field(gt=0, le=1)] = 0.01
 
@@ -66,11 +67,12 @@ class Structured:
         readers = [group.reader for group in groups]
         with torch.no_grad():
             wanted = _capture(model, readers, feeds, outputs=True)
+            taylor = taylor_scores(model, groups, feeds, context.seed) if self.importance == "taylor" else {}
             removed: dict[str, int] = {"ffn": 0, "heads": 0}
             for index, group in enumerate(groups):
                 context.progress(f"{group.reader}", index, len(groups))
                 inputs = _capture(student, [group.reader], feeds)[group.reader]
-                keep = self._keep(module, group, inputs)
+                keep = self._keep(module, group, inputs, taylor.get(group.reader))
                 removed[group.kind] += group.units - len(keep)
                 start = linear_dict(module)[group.reader].weight.detach().clone()
                 remove(module, group, keep)
@@ -90,12 +92,14 @@ class Structured:
     def _share(self, group: Group) -> float:
         return self.ffn if group.kind == "ffn" else self.heads
 
-    def _keep(self, module: torch.nn.Module, group: Group, inputs: torch.Tensor) -> torch.Tensor:
+    def _keep(
+        self, module: torch.nn.Module, group: Group, inputs: torch.Tensor, taylor: torch.Tensor | None
+    ) -> torch.Tensor:
         weight = linear_dict(module)[group.reader].weight.double()
         score = weight.square().sum(0)
         if self.importance == "activation":
             score = score * inputs.double().square().mean(0)
-        per_unit = score.view(group.units, group.width).sum(1)
+        per_unit = score.view(group.units, group.width).sum(1) if taylor is None else taylor
         count = max(1, group.units - count_of(self._share(group), group.units))
         # Ties go to the lower index: the count is exact, whatever the scores.
         order = torch.argsort(per_unit, descending=True, stable=True)

@@ -4,4 +4,5 @@ TABLE = {
     "onnxruntime": "edgeredux.runners.onnxruntime_cpu:OnnxRuntimeCpu",
     "litert": "edgeredux.runners.litert:Litert",
     "vela": "edgeredux.runners.vela:Vela",
+    "qnn": "edgeredux.runners.qnn:Qnn",
 }

@@ -121,7 +121,7 @@ class Fold:
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
         """The folded graph; its Change counts the operators. Raises ArtifactError on an unreadable file."""
         model = files.read(source)
-        before = files.count(model)
+        before, weights = _shape_of(model)
         try:
             result = FoldGraph(self.limit_bytes)(model)
         except (ir.passes.PassError, RuntimeError) as problem:
@@ -129,4 +129,5 @@ class Fold:
         if not result.modified:
             return Change("fold", False, "declined: nothing to fold, merge or remove")
         files.write(result.model, out)
-        return Change("fold", True, f"{before} operators became {files.count(result.model)}")
+        after, left = _shape_of(result.model)
+        return Change("fold", True, f"{before} operators became {after}, {weights} bytes of constants {left}")
