@@ -37,11 +37,14 @@ class FixAxes(ir.passes.InPlacePass):
         if not modified:
             return ir.passes.PassResult(model, False)
         # What was written about the inner values no longer holds; inference says it again from the inputs.
-        inputs = {id(value) for value in model.graph.inputs}
+        # The outputs' own shapes stay, where a file without any would not be well formed.
+        for value in model.graph.outputs:
+            if value.shape is not None:
+                value.shape = ir.Shape([self.shapes.get(_name(dim), dim) for dim in value.shape])
         for graph in files.graphs(model):
             for node in graph:
                 for value in node.outputs:
-                    if id(value) not in inputs:
+                    if not value.is_graph_output():
                         value.shape = None
         common.ShapeInferencePass()(model)
         FoldGraph(256 * 2**20)(model)
