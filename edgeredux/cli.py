@@ -442,9 +442,8 @@ def main() -> None:
     """The console script. Every error is one line on stderr and exit code 2."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        code = app(standalone_mode=False)  # a raised typer.Exit comes back as its code
+        sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.NoArgsIsHelpError as shown:
         print(shown.format_message())
         sys.exit(2)

@@ -325,7 +325,8 @@ def save(model: Model, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if model.is_transformers:
         shapes = shape_differences(model.module)
-        model.module.save_pretrained(folder)  # type: ignore[operator]
+        # Where only our loader reads it, the module's own tensor names stay: stock ones may be renamed on the way.
+        model.module.save_pretrained(folder, save_original_format=shapes is None)  # type: ignore[operator]
         if shapes is not None:
             (folder / SHAPES_FILE).write_text(json.dumps(shapes, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         if model.tokenizer is not None:

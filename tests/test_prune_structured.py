@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
 from edgeredux.prune.groups import find
 from edgeredux.prune.structured import Structured
+from edgeredux.prune.taylor import taylor_scores
 from edgeredux.registry import create
 from edgeredux.seams import Feed, ReduceContext
 
@@ -100,6 +103,108 @@ def test_removing_what_does_nothing_keeps_the_function(make, tmp_path: Path) -> 
     keep = feed["attention_mask"].astype(bool)
     a, b = model.run(feed)["last_hidden_state"][keep], reduced.run(feed)["last_hidden_state"][keep]
     np.testing.assert_allclose(a, b, atol=1e-5)  # float32 sums in another order
+
+
+def zoo() -> list[Any]:
+    from transformers import (
+        DistilBertConfig,
+        Gemma2Config,
+        MistralConfig,
+        OPTConfig,
+        Qwen2Config,
+        Qwen3Config,
+        RobertaConfig,
+        ViTConfig,
+    )
+
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    wide = {**shape, "intermediate_size": 64}
+    decoder = {**wide, "num_key_value_heads": 2, "vocab_size": 50}
+    return [
+        RobertaConfig(**wide, vocab_size=50),
+        DistilBertConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=4, vocab_size=50),
+        ViTConfig(**wide, image_size=32, patch_size=16),
+        Qwen2Config(**decoder),
+        Qwen3Config(**decoder, head_dim=8),
+        Gemma2Config(**decoder, head_dim=8),
+        MistralConfig(**decoder),
+        OPTConfig(**shape, ffn_dim=64, vocab_size=50, word_embed_proj_dim=32),
+    ]
+
+
+@pytest.mark.parametrize("config", zoo(), ids=lambda config: config.model_type)
+def test_every_family_shrinks_runs_and_round_trips(config, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    names = ("pixel_values",) if config.model_type == "vit" else ("input_ids", "attention_mask")
+    model = wrap(AutoModel.from_config(config).eval(), names, "embedding")
+    batches = feeds()
+    if config.model_type == "vit":
+        model = dataclasses.replace(model, task="generic", axes={**model.axes, "pixel_values": ("batch",)})
+        batches = [
+            {"pixel_values": np.random.default_rng(i).normal(size=(8, 3, 32, 32)).astype(np.float32)} for i in range(4)
+        ]
+    reduced, _ = Structured(ffn=0.25, heads=0.5).apply(model, context(model, tmp_path, batches))
+    assert {(group.kind, group.units) for group in find(reduced.module)} == {
+        ("ffn", 48),
+        ("heads", find(model.module)[0].units // 2),
+    }
+    first = reduced.run(batches[0])["last_hidden_state"]
+    loading.save(reduced, tmp_path / "saved")
+    again = loading.load_reduced(tmp_path / "saved", model)
+    np.testing.assert_array_equal(first, again.run(batches[0])["last_hidden_state"])
+
+
+def test_linears_in_a_sequential_are_an_ffn(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Linear(6, 8),
+        torch.nn.ReLU(),
+        torch.nn.Linear(8, 12),
+        torch.nn.GELU(),
+        torch.nn.Linear(12, 4),
+        torch.nn.LayerNorm(4),
+        torch.nn.Linear(4, 4),
+    ).eval()
+    axes = {"x": ("batch", None), "y": ("batch", None)}
+    model = dataclasses.replace(wrap(module, ("x",), "generic"), output_names=("y",), axes=axes, is_transformers=False)
+    assert [(group.reader, group.units) for group in find(module)] == [("2", 8), ("4", 12)]  # none across LayerNorm
+    batches = [{"x": np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)}]
+    with torch.no_grad():
+        module[2].weight[:, :4] = 0
+        module[4].weight[:, :6] = 0
+    reduced, _ = Structured(ffn=0.5, heads=0).apply(model, context(model, tmp_path, batches))
+    assert [tuple(reduced.module[i].weight.shape) for i in (0, 2, 4)] == [(4, 6), (6, 4), (4, 6)]
+    np.testing.assert_allclose(reduced.run(batches[0])["y"], model.run(batches[0])["y"], atol=1e-4)
+    loading.save(reduced, tmp_path / "saved")
+    again = loading.load_reduced(tmp_path / "saved", model)
+    np.testing.assert_array_equal(reduced.run(batches[0])["y"], again.run(batches[0])["y"])
+
+
+def test_taylor_against_its_formula_on_a_linear_net() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4, bias=False), torch.nn.Identity(), torch.nn.Linear(4, 2)).eval()
+    axes = {"x": ("batch", None), "y": ("batch", None)}
+    model = dataclasses.replace(wrap(module, ("x",), "generic"), output_names=("y",), axes=axes, is_transformers=False)
+    x = np.random.default_rng(0).normal(size=(20000, 3)).astype(np.float32)
+    score = taylor_scores(model, find(module), [{"x": x}], seed=0)["2"].numpy()
+    hidden = x @ module[0].weight.detach().numpy().T
+    exact = (hidden**2).mean(0) * (module[2].weight.detach().numpy() ** 2).sum(0)  # E ||W_u a_u||^2
+    np.testing.assert_allclose(score, exact, rtol=0.05)  # 20000 random directions
+
+
+@pytest.mark.parametrize("importance", ["activation", "taylor"])
+def test_importance_finds_what_does_nothing(importance, tmp_path: Path) -> None:
+    model = bert()
+    for group in find(model.module):
+        with torch.no_grad():
+            model.module.get_submodule(group.reader).weight[:, : group.width * (group.units // 2)] = 0
+    step = Structured(ffn=0.5, heads=0.5, repair="none", importance=importance)
+    reduced, _ = step.apply(model, context(model, tmp_path))
+    keep = feeds(1)[0]["attention_mask"].astype(bool)
+    a, b = (each.run(feeds(1)[0])["last_hidden_state"][keep] for each in (model, reduced))
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_repair_beats_no_repair_and_matches_lstsq(tmp_path: Path) -> None:

@@ -27,9 +27,20 @@ _ATTENTION = (
     ("q_proj", "k_proj", "v_proj", "out_proj", ""),
 )
 # What may stand between two Linears of a torch.nn.Sequential: each output depends on the same input alone.
-_ELEMENTWISE = tuple(
-    getattr(torch.nn, name)
-    for name in ("ReLU ReLU6 GELU SiLU Mish Tanh Sigmoid ELU LeakyReLU Hardswish Softplus Identity Dropout").split()
+_ELEMENTWISE = (
+    torch.nn.ReLU,
+    torch.nn.ReLU6,
+    torch.nn.GELU,
+    torch.nn.SiLU,
+    torch.nn.Mish,
+    torch.nn.Tanh,
+    torch.nn.Sigmoid,
+    torch.nn.ELU,
+    torch.nn.LeakyReLU,
+    torch.nn.Hardswish,
+    torch.nn.Softplus,
+    torch.nn.Identity,
+    torch.nn.Dropout,
 )
 _HEAD_SIZES = ("attention_head_size", "head_dim", "attention_head_dim")
 

@@ -1,7 +1,8 @@
 """Structured pruning: whole FFN neurons and attention heads go, and what is left is refitted to the dense outputs.
 
-Importance of an input channel j of the reading Linear: E[x_j^2] * ||W[:, j]||^2, the energy it brings to the output
-(Wanda's |W| * ||X||, Sun et al. 2023, squared and summed over outputs), or ||W[:, j]||^2 alone for "magnitude"; "taylor" (taylor.py) looks at the model's output instead of the layer's.
+Importance of an input channel j of the reading Linear: "activation" E[x_j^2] * ||W[:, j]||^2, the energy it brings to
+the output (Wanda's |W| * ||X||, Sun et al. 2023, squared and summed over outputs), "magnitude" ||W[:, j]||^2 alone;
+"taylor" (taylor.py) looks at the model's output instead of the layer's.
 Repair: min_W ||Y - X W||^2 + ridge * ||W - W0||^2 per reading Linear, Y the dense model's own outputs there and X the
 kept channels as the already pruned model produces them (the layer-wise reconstruction of He et al. 2017, eq. 3).
 """
@@ -33,8 +34,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class Structured:
     """Remove the share `ffn` of the FFN neurons and `heads` of the attention heads of every layer.
 
-    Counts are floor(share * units), at least one unit stays; with grouped-query attention a unit is a KV head with its
-    query heads. Shapes really shrink; the config says them where it can, else edgeredux_shapes.json does.
+    Counts are floor(share * units), the same in every layer of equal width; at least one unit stays. With grouped-query
+    attention a unit is a KV head with its query heads. Shapes really shrink; the config says them where it can, else
+    edgeredux_shapes.json does.
     """
 
     ffn: Share = 0.25
