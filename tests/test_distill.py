@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,15 @@ def test_distillation_brings_the_student_nearer_and_is_repeatable(tmp_path: Path
     assert change.details["loss_last"] < change.details["loss_first"]
     for a, b in zip(first.module.parameters(), second.module.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_teacher_and_student_still_pickle(tmp_path: Path) -> None:
+    model = bert()
+    trained, _ = Distill(steps=2).apply(model, context(model, tmp_path))
+    for each in (model, trained):
+        again = pickle.loads(pickle.dumps(each.module))  # the exporters send it to a process of their own
+        assert not any(part._forward_hooks for part in again.modules())
+    Distill(steps=2).apply(trained, context(model, tmp_path))  # hidden states are found again
 
 
 def test_zeros_stay_exact(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from edgeredux.artifact import Change
 from edgeredux.batching import join, length, singles
 from edgeredux.distill import losses as terms
+from edgeredux.distill.hooks import hooks_restored
 from edgeredux.errors import DataError, ModelError, RecipeError, unknown
 from edgeredux.model import Model
 from edgeredux.seams import Feed, ReduceContext
@@ -72,25 +73,26 @@ class Distill:
         )
         checkpoint = context.scratch / "checkpoint.safetensors"
         start, history = _restore(checkpoint, weights, optimizer)
-        for step in range(start, self.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate * self._schedule(step)
-            batch = join([samples[place] for place in self._places(samples, context.seed, step)])
-            loss = self._loss(student, context.teacher, {name: torch.from_numpy(v) for name, v in batch.items()})
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise ModelError(f"distill: the loss is not finite at step {step}; lower learning_rate")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(weights.values(), 1.0, foreach=False)
-            optimizer.step()
-            with torch.no_grad():
-                for name, mask in masks.items():
-                    weights[name].masked_fill_(mask, 0.0)
-            history.append(value)
-            context.progress(f"distil loss {value:.4f}", step + 1, self.steps)
-            if (step + 1) % self.checkpoint_every == 0 and step + 1 < self.steps:
-                _save(checkpoint, step + 1, history, weights, optimizer)
+        with hooks_restored(module, context.teacher.module):
+            for step in range(start, self.steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.learning_rate * self._schedule(step)
+                batch = join([samples[place] for place in self._places(samples, context.seed, step)])
+                loss = self._loss(student, context.teacher, {name: torch.from_numpy(v) for name, v in batch.items()})
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise ModelError(f"distill: the loss is not finite at step {step}; lower learning_rate")
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(weights.values(), 1.0, foreach=False)
+                optimizer.step()
+                with torch.no_grad():
+                    for name, mask in masks.items():
+                        weights[name].masked_fill_(mask, 0.0)
+                history.append(value)
+                context.progress(f"distil loss {value:.4f}", step + 1, self.steps)
+                if (step + 1) % self.checkpoint_every == 0 and step + 1 < self.steps:
+                    _save(checkpoint, step + 1, history, weights, optimizer)
         module.zero_grad(set_to_none=True)
         for part in module.parameters():
             part.requires_grad_(part.is_floating_point())
