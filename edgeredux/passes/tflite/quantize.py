@@ -19,6 +19,7 @@ from edgeredux.seams import Feed, PassContext, Tolerance
 
 _TOLERANCE = Tolerance("quantised arithmetic; this catches breakage, the budget judges quality", cosine=0.9)
 _WEIGHTS = {"minmax": "MIN_MAX_UNIFORM_QUANT", "mse": "MSE", "octav": "OCTAV"}
+_TABLE = "EMBEDDING_LOOKUP"
 Weights = Literal["minmax", "mse", "octav"]
 
 
@@ -59,7 +60,8 @@ class TfliteInt8Static:
     embeddings, cosine to float: int8 0.13 (average) or 0.58 (minmax), int16 with FULLY_CONNECTED, BATCH_MATMUL and
     GELU in int8 0.94, int16 with GELU in int8 (Ethos-U has no int16 GELU) 0.993. `ranges`: average (moving average of
     each feed's extremes, 0.95) or minmax (the extremes of all feeds). `weights`: minmax, or mse / octav, which know
-    few operators and leave the rest in float. Declines on a mask constant below -1e30, which takes the whole range
+    few operators and leave the rest in float. With int16 an embedding table is int8 and its rows come out in float, since
+    EMBEDDING_LOOKUP has no int16 form; the table is most of a small language model's bytes. Declines on a mask constant below -1e30, which takes the whole range
     (the exporter's mask_floor raises it). Raises DataError without calibration feeds.
     """
 
@@ -83,6 +85,8 @@ class TfliteInt8Static:
         manager = recipe_manager.RecipeManager()
         bits = {"int8": 8, "int16": 16}
         manager.add_static_config(".*", names["*"], bits[self.activation], 8, algorithm_key=algorithm)
+        if self.activation == "int16":
+            manager.add_dynamic_config(".*", names[_TABLE], 8, algorithm_key=algorithm)
         for name, width in sorted(self.operators.items()):
             if name not in names:
                 raise RecipeError(unknown("operator", name, names, "pass tflite_int8_static: operators"))
