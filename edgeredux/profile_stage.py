@@ -65,7 +65,7 @@ def job_for(
     recipe = plan.recipe
     limit = _SIMULATED_SAMPLES if use.runtime.runner in ("qnn", "vela") else None
     measure = recipe.measure
-    threads = use.target.threads or recipe.threads
+    threads = use.target.threads or measure.threads or recipe.threads
     job = ProfileJob(
         artifacts=artifacts,
         latency_feeds=plan.feeder.latency(shapes, measure.batch, measure.sequence),

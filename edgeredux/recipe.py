@@ -115,12 +115,16 @@ class UseSection(_Section):
 
 
 class MeasureSection(_Section):
-    """How latency is taken: on one text of `sequence` tokens per run, unless the shapes are fixed."""
+    """How latency is taken: on one text of `sequence` tokens per run, unless the shapes are fixed.
+
+    `threads`: those of the run-time under measurement; None takes the recipe's. A target that says its own has its way.
+    """
 
     repeats: Annotated[int, Field(ge=5, le=100_000)] = 40
     warmup: Annotated[int, Field(ge=1, le=10_000)] = 5
     batch: Annotated[int, Field(ge=1, le=4096)] = 1
     sequence: Annotated[int, Field(ge=1, le=1_000_000)] = 64
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
 class Recipe(_Section):

@@ -24,6 +24,7 @@ from edgeredux.passes.onnx.dead_channels import DeadChannels
 from edgeredux.passes.onnx.fix_shapes import FixShapes
 from edgeredux.passes.onnx.fold import Fold
 from edgeredux.passes.onnx.fuse import Fuse
+from edgeredux.passes.onnx.gelu import Gelu
 from edgeredux.passes.onnx.int8_dynamic import Int8Dynamic
 from edgeredux.passes.onnx.qdq_static import QdqStatic
 from edgeredux.rewrite import rewrite
@@ -431,3 +432,48 @@ def test_real_files_keep_their_function_or_say_why(tmp_path: Path, source: Path)
     for change in answer.history:
         print(source.stem, change.step, change.changed, change.why)
         assert change.changed or change.why.startswith(("declined: ", "rolled back: "))
+
+
+@pytest.mark.parametrize("order", ["half with erf", "half with x", "half last"])
+@pytest.mark.parametrize("divide", [True, False])
+def test_a_written_out_gelu_becomes_one_operator(
+    order: str, divide: bool, tmp_path: Path, context: PassContext
+) -> None:
+    first = {
+        "half with erf": [("half", "grown", "m"), ("m", "x", "y")],
+        "half with x": [("x", "half", "m"), ("grown", "m", "y")],
+        "half last": [("x", "grown", "m"), ("m", "half", "y")],
+    }[order]
+    nodes = [
+        helper.make_node("Div" if divide else "Mul", ["x", "root"], ["d"]),
+        helper.make_node("Erf", ["d"], ["e"]),
+        helper.make_node("Add", ["e", "one"], ["grown"]),
+        *[helper.make_node("Mul", list(names[:2]), [names[2]]) for names in first],
+    ]
+    weights = {
+        "root": np.array(2**0.5 if divide else 0.5**0.5, np.float32),
+        "one": np.array(1, np.float32),
+        "half": np.array(0.5, np.float32),
+    }
+    shape = (TensorProto.FLOAT, ["n", 4])
+    source = save(tmp_path / "a.onnx", nodes, {"x": shape}, {"y": shape}, weights)
+    change = Gelu().run(source, tmp_path / "b.onnx", context)
+    assert change.details == {"gelus": 1}
+    assert kinds(tmp_path / "b.onnx") == {"Gelu": 1}
+    x = RNG.normal(size=(5, 4)).astype(np.float32) * 3
+    np.testing.assert_allclose(outputs(tmp_path / "b.onnx", x=x), outputs(source, x=x), atol=1e-5)
+
+
+def test_what_only_looks_like_gelu_stays(tmp_path: Path, context: PassContext) -> None:
+    nodes = [
+        helper.make_node("Div", ["x", "root"], ["d"]),
+        helper.make_node("Erf", ["d"], ["e"]),
+        helper.make_node("Add", ["e", "one"], ["grown"]),
+        helper.make_node("Mul", ["half", "grown"], ["m"]),
+        helper.make_node("Mul", ["x", "m"], ["y"]),
+    ]
+    weights = {name: np.array(value, np.float32) for name, value in (("root", 1.5), ("one", 1), ("half", 0.5))}
+    shape = (TensorProto.FLOAT, ["n", 4])
+    source = save(tmp_path / "a.onnx", nodes, {"x": shape}, {"y": shape}, weights)
+    assert not Gelu().run(source, tmp_path / "b.onnx", context).changed
+    assert not Gelu().run(clean(tmp_path / "c.onnx"), tmp_path / "d.onnx", context).changed

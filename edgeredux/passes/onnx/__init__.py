@@ -2,6 +2,7 @@
 
 TABLE = {
     "fold": "edgeredux.passes.onnx.fold:Fold",
+    "gelu": "edgeredux.passes.onnx.gelu:Gelu",
     "fuse": "edgeredux.passes.onnx.fuse:Fuse",
     "dead_channels": "edgeredux.passes.onnx.dead_channels:DeadChannels",
     "fix_shapes": "edgeredux.passes.onnx.fix_shapes:FixShapes",

@@ -60,9 +60,9 @@ class TfliteInt8Static:
     embeddings, cosine to float: int8 0.13 (average) or 0.58 (minmax), int16 with FULLY_CONNECTED, BATCH_MATMUL and
     GELU in int8 0.94, int16 with GELU in int8 (Ethos-U has no int16 GELU) 0.993. `ranges`: average (moving average of
     each feed's extremes, 0.95) or minmax (the extremes of all feeds). `weights`: minmax, or mse / octav, which know
-    few operators and leave the rest in float. With int16 an embedding table is int8 and its rows come out in float, since
-    EMBEDDING_LOOKUP has no int16 form; the table is most of a small language model's bytes. Declines on a mask constant below -1e30, which takes the whole range
-    (the exporter's mask_floor raises it). Raises DataError without calibration feeds.
+    few operators and leave the rest in float. With int16 an embedding table, most of a small language model's bytes,
+    is int8 and its rows come out in float: EMBEDDING_LOOKUP has no int16 form. Declines on a mask constant below -1e30,
+    which takes the whole range (the exporter's mask_floor raises it). Raises DataError without calibration feeds.
     """
 
     activation: Literal["int8", "int16"] = "int8"
