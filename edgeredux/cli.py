@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from edgeredux import __version__
@@ -354,18 +353,21 @@ def _isolated(function: str, arguments: dict[str, Any], as_json: bool, verbose: 
     try:
         with _Drawing(quiet=as_json) as draw:
             return isolated.call(function, arguments, log=log, what="edgeredux", progress=draw, timeout_s=7 * 86400.0)
-    except InternalError:
+    except InternalError as problem:
         keep = True
-        raise
+        raise InternalError(f"{problem} (log: {log})") from problem
     finally:
-        if keep:
+        if verbose:
             print(f"log: {log}", file=sys.stderr)
-        else:
+        if not keep:
             log.unlink(missing_ok=True)
 
 
 class _Drawing:
-    """Progress on stderr: a bar with time left on a terminal, a line per stage elsewhere, nothing with --json."""
+    """A bar with time left on a terminal's stderr; elsewhere a line per stage on stdout; nothing with --json.
+
+    Where nobody watches, stderr is for the verdict's misses and for the one line of an error.
+    """
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
@@ -395,7 +397,7 @@ class _Drawing:
         if self._bar is None:
             if stage.split(" loss")[0] != self._said:
                 self._said = stage.split(" loss")[0]
-                print(text, file=sys.stderr)
+                print(text, flush=True)
             return
         if stage != self._said:
             self._said = stage
@@ -444,16 +446,17 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)  # a raised typer.Exit comes back as its code
         sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.NoArgsIsHelpError as shown:
-        print(shown.format_message())
-        sys.exit(2)
-    except click.ClickException as problem:
-        _fail(problem.format_message())
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted; finished steps are kept, the same command goes on where it was")
     except EdgereduxError as problem:
         _fail(str(problem))
     except Exception as problem:
+        told = getattr(problem, "format_message", None)  # click's errors; newer Typers carry their own copy of click
+        if told is not None and type(problem).__name__ == "NoArgsIsHelpError":
+            print(told())
+            sys.exit(2)
+        if told is not None:
+            _fail(told())
         if os.environ.get("EDGEREDUX_TRACEBACK"):
             raise
         _fail(f"a bug of edgeredux: {type(problem).__name__}: {problem} (EDGEREDUX_TRACEBACK=1 shows where)")
