@@ -76,7 +76,14 @@ def _placed(artifact: Artifact) -> Artifact:
     """The artifact with its path inside the bundle."""
     from dataclasses import replace
 
-    return replace(artifact, path=Path(artifact.role) / f"{artifact.name}.{artifact.format}")
+    return replace(artifact, path=_place(artifact))
+
+
+def _place(artifact: Artifact) -> Path:
+    """Where an artifact lies in the bundle. One with weights in a file beside it keeps its names: it refers to them."""
+    if artifact.data_path is not None:
+        return Path(artifact.role) / artifact.name / artifact.path.name
+    return Path(artifact.role) / f"{artifact.name}.{artifact.format}"
 
 
 def publish(
@@ -98,12 +105,13 @@ def publish(
             if (reduced.folder / name).is_file():
                 bundle.place(reduced.folder / name, fresh / name)
     for (role, name), artifact in exported.artifacts.items() if exported is not None else ():
-        place = fresh / role / f"{name}.{artifact.format}"
-        bundle.place(artifact.path, place)
-        if artifact.data_path is not None:
-            bundle.place(artifact.data_path, place.with_name(artifact.data_path.name))
-        if role == "reduced" and name == plan.primary and artifact.format == "onnx" and artifact.data_path is None:
-            bundle.place(artifact.path, fresh / "model.onnx")
+        places = [fresh / _place(artifact)]
+        if role == "reduced" and name == plan.primary and artifact.format == "onnx":
+            places.append(fresh / "model.onnx")
+        for place in places:
+            bundle.place(artifact.path, place)
+            if artifact.data_path is not None:
+                bundle.place(artifact.data_path, place.with_name(artifact.data_path.name))
     for name, path in files.items():
         bundle.place(path, fresh / name)
     if exported is not None:

@@ -53,6 +53,12 @@ def read_onnx(path: str) -> dict[str, Any]:
         onnx.checker.check_model(path, full_check=False)
     except (google.protobuf.message.DecodeError, onnx.checker.ValidationError, RuntimeError, OSError) as problem:
         raise ArtifactError(one_line(f"model {path}: no valid ONNX file: {problem}", 300)) from problem
+    beside = Path(path).name + ".data"
+    for item in model.graph.initializer:
+        place = next((entry.value for entry in item.external_data if entry.key == "location"), beside)
+        if place != beside:  # one file that travels with the graph, and no path out of its folder
+            hint = f"save it anew with onnx.save(..., save_as_external_data=True, location={beside!r})"
+            raise ArtifactError(one_line(f"model {path}: weights lie in {place!r}, allowed is {beside!r}; {hint}", 300))
     graph = model.graph
     stored = {item.name: list(item.dims) for item in graph.initializer}
 

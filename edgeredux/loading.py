@@ -371,8 +371,7 @@ def load_reduced(folder: Path, like: Model) -> Model:
     from dataclasses import replace
 
     if like.is_transformers:
-        reduced = load(str(folder), task=like.task, max_length=like.max_length)
-        return replace(reduced, name=like.name, source=like.source, sha256=like.sha256)
+        return replace(like, module=load(str(folder), task=like.task, max_length=like.max_length).module)
     module = copy.deepcopy(like.module)
     shapes = read_shapes(folder, str(folder))
     if shapes is None:

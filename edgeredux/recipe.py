@@ -164,6 +164,8 @@ class Recipe(_Section):
         for name in self.artifacts:
             if not _NAME.fullmatch(name):
                 raise ValueError(f"artifacts: {name!r}: letters, digits, '.', '_', '-' only, at most 64")
+            if name == "model":  # Optimum looks for model.onnx in every folder and takes only one
+                raise ValueError("artifacts: 'model' is the name of the bundle's own file; choose another")
         for target, uses in self.targets.items():
             for runtime, use in uses.items():
                 for side in (use.dense, use.reduced):

@@ -50,6 +50,7 @@ def test_unknown_recipe(cli: Cli, tmp_path: Path) -> None:
         ("artifacts.onnx-float.passes=[foldd]", "did you mean 'fold'"),
         ("targets.host-cpu.onnxruntime.budget.latency=1", "latency_ms"),
         ("targets.host-cpu.onnxruntime.dense=onnx-flat", "onnx-float"),
+        ("artifacts.model={format: onnx}", "choose another"),
         ("data.calibration=1", "greater than or equal to 8"),
     ],
 )

@@ -157,6 +157,26 @@ def test_a_finished_graph_skips_pytorch_and_says_so(cli: Cli, tmp_path: Path, re
     assert graph.read_bytes() == before
 
 
+def test_weights_in_a_file_beside_the_graph_travel_with_it(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    assert cli("export", recipe, "--out", tmp_path / "x").returncode == 2  # export goes on where reduce ended
+    assert cli("run", recipe, "--out", tmp_path / "first", "--set", "reduce=[]").returncode == 0
+    graph = tmp_path / "big.onnx"
+    whole = onnx.load(tmp_path / "first" / "dense" / "onnx-float.onnx")
+    onnx.save(whole, graph, save_as_external_data=True, location="big.onnx.data", size_threshold=0)
+    only = ("--set", "artifacts.onnx-int8.passes=[]", "--set", "targets.host-cpu.onnxruntime.budget={}")
+    done = cli("run", recipe, "--model", graph, "--out", tmp_path / "second", *only)
+    assert done.returncode == 0, done.stderr
+    placed = tmp_path / "second" / "reduced" / "onnx-int8" / "big.onnx"
+    for path in (placed, tmp_path / "second" / "model.onnx"):
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert (placed.parent / "big.onnx.data").is_file()
+    done = cli("deploy", tmp_path / "second", "--target", "host-cpu", "--to", tmp_path / "installed")
+    assert done.returncode == 0, done.stderr
+
+
 FACTORY = """
 import torch
 

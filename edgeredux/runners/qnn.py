@@ -56,6 +56,8 @@ class Qnn:
 
     def _profile_one(self, job: ProfileJob, label: str) -> DeviceProfile:
         path = job.artifacts[label]
+        if not path.is_file():
+            raise ArtifactError(f"{path}: no such file")
         chosen = options.read(Options, job.options, WHERE)
         found: dict[str, Any] = isolated.call(
             f"{__name__}:compile_and_run", {"job": job, "label": label}, log=job.log, what=f"QNN on {path.name}"
