@@ -10,7 +10,7 @@ from edgeredux.errors import EdgereduxError, InternalError, RecipeError, one_lin
 
 # What a recipe calls them -> the packages whose TABLE lists them.
 KINDS: dict[str, tuple[str, ...]] = {
-    "reduce step": ("edgeredux.prune", "edgeredux.distill"),
+    "reduce step": ("edgeredux.pruning", "edgeredux.distillation"),
     "exporter": ("edgeredux.export",),
     "pass": ("edgeredux.passes.onnx", "edgeredux.passes.tflite"),
     "runner": ("edgeredux.runners",),

@@ -12,10 +12,10 @@ import pytest
 import torch
 from test_prune_structured import bert, context
 
-from edgeredux.distill import losses
-from edgeredux.distill.distill import Distill
+from edgeredux.distillation import losses
+from edgeredux.distillation.step import Distill
 from edgeredux.errors import RecipeError
-from edgeredux.prune.structured import Structured
+from edgeredux.pruning.structured import Structured
 
 
 def test_soft_labels_against_the_formula() -> None:
@@ -75,7 +75,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_prune_structured import bert, context
-from edgeredux.distill.distill import Distill
+from edgeredux.distillation.step import Distill
 import dataclasses
 model = bert()
 scratch = Path({scratch!r})

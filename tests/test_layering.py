@@ -13,7 +13,7 @@ import pytest
 from edgeredux import registry
 
 ROOT = Path(__file__).parents[1] / "edgeredux"
-PLUGINS = ("prune", "distill", "export", "passes", "runners", "meters")
+PLUGINS = ("pruning", "distillation", "export", "passes", "runners", "meters")
 HEAVY = {
     "torch",
     "transformers",

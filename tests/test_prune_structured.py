@@ -14,9 +14,9 @@ import torch
 from edgeredux import loading
 from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
-from edgeredux.prune.groups import find
-from edgeredux.prune.structured import Structured
-from edgeredux.prune.taylor import taylor_scores
+from edgeredux.pruning.groups import find
+from edgeredux.pruning.structured import Structured
+from edgeredux.pruning.taylor import taylor_scores
 from edgeredux.registry import create
 from edgeredux.seams import Feed, ReduceContext
 

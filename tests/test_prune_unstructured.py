@@ -12,9 +12,9 @@ from test_prune_structured import bert, context, feeds, llama, wrap
 
 from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
-from edgeredux.prune.counts import count_of, smallest
-from edgeredux.prune.groups import linear_dict
-from edgeredux.prune.unstructured import Prune, blocks
+from edgeredux.pruning.counts import count_of, smallest
+from edgeredux.pruning.groups import linear_dict
+from edgeredux.pruning.unstructured import Prune, blocks
 from edgeredux.registry import create
 
 

@@ -21,10 +21,10 @@ from edgeredux.artifact import Change
 from edgeredux.batching import by_length
 from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
-from edgeredux.prune.counts import count_of
-from edgeredux.prune.groups import Group, expand, find, linear_dict, remove, update_config
-from edgeredux.prune.observe import observe
-from edgeredux.prune.taylor import taylor_scores
+from edgeredux.pruning.counts import count_of
+from edgeredux.pruning.groups import Group, expand, find, linear_dict, remove, update_config
+from edgeredux.pruning.observe import observe
+from edgeredux.pruning.taylor import taylor_scores
 from edgeredux.seams import Feed, ReduceContext
 
 Share = Annotated[float, Field(ge=0, lt=1)]

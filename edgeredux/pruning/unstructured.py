@@ -18,9 +18,9 @@ from pydantic.dataclasses import dataclass
 from edgeredux.artifact import Change
 from edgeredux.errors import ModelError, RecipeError
 from edgeredux.model import Model
-from edgeredux.prune.counts import count_of, smallest
-from edgeredux.prune.groups import linear_dict
-from edgeredux.prune.observe import observe
+from edgeredux.pruning.counts import count_of, smallest
+from edgeredux.pruning.groups import linear_dict
+from edgeredux.pruning.observe import observe
 from edgeredux.seams import ReduceContext
 
 

@@ -16,7 +16,7 @@ import torch
 
 from edgeredux.errors import ModelError
 from edgeredux.model import Model
-from edgeredux.prune.groups import Group
+from edgeredux.pruning.groups import Group
 from edgeredux.seams import Feed
 
 

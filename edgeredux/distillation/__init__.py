@@ -1,5 +1,5 @@
 """Distillation from the dense model. Name -> "module:Class"."""
 
 TABLE = {
-    "distill": "edgeredux.distill.distill:Distill",
+    "distill": "edgeredux.distillation.step:Distill",
 }

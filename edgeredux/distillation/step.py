@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from edgeredux.artifact import Change
 from edgeredux.batching import join, length, singles
-from edgeredux.distill import losses as terms
-from edgeredux.distill.hooks import hooks_restored
+from edgeredux.distillation import losses as terms
+from edgeredux.distillation.hooks import hooks_restored
 from edgeredux.errors import DataError, ModelError, RecipeError, unknown
 from edgeredux.model import Model
 from edgeredux.seams import Feed, ReduceContext
