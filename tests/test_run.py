@@ -165,8 +165,8 @@ def test_weights_in_a_file_beside_the_graph_travel_with_it(cli: Cli, tmp_path: P
     assert cli("run", recipe, "--out", tmp_path / "first", "--set", "reduce=[]").returncode == 0
     graph = tmp_path / "big.onnx"
     whole = onnx.load(tmp_path / "first" / "dense" / "onnx-float.onnx")
-    onnx.save(whole, graph, save_as_external_data=True, location="big.onnx.data", size_threshold=0)
-    only = ("--set", "artifacts.onnx-int8.passes=[]", "--set", "targets.host-cpu.onnxruntime.budget={}")
+    onnx.save(whole, graph, save_as_external_data=True, location="big.onnx.data", size_threshold=1024)
+    only = ("--set", "artifacts.onnx-int8.passes=[]", "--set", "targets.host-cpu.onnxruntime.budget={quality: 0.99}")
     done = cli("run", recipe, "--model", graph, "--out", tmp_path / "second", *only)
     assert done.returncode == 0, done.stderr
     placed = tmp_path / "second" / "reduced" / "onnx-int8" / "big.onnx"
