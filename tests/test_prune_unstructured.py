@@ -12,10 +12,10 @@ from test_prune_structured import bert, context, feeds, llama, wrap
 
 from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
-from edgeredux.pruning.counts import count_of, smallest
 from edgeredux.pruning.groups import linear_dict
 from edgeredux.pruning.unstructured import Prune, blocks
 from edgeredux.registry import create
+from edgeredux.sparsity.counts import count_of, smallest
 
 
 def names(model: Model) -> list[str]:

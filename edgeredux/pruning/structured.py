@@ -21,11 +21,11 @@ from edgeredux.artifact import Change
 from edgeredux.batching import by_length
 from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
-from edgeredux.pruning.counts import count_of
 from edgeredux.pruning.groups import Group, expand, find, linear_dict, remove, update_config
 from edgeredux.pruning.observe import observe
 from edgeredux.pruning.taylor import taylor_scores
 from edgeredux.seams import Feed, ReduceContext
+from edgeredux.sparsity.counts import count_of
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 

@@ -18,10 +18,10 @@ from pydantic.dataclasses import dataclass
 from edgeredux.artifact import Change
 from edgeredux.errors import ModelError, RecipeError
 from edgeredux.model import Model
-from edgeredux.pruning.counts import count_of, smallest
 from edgeredux.pruning.groups import linear_dict
 from edgeredux.pruning.observe import observe
 from edgeredux.seams import ReduceContext
+from edgeredux.sparsity.counts import count_of, smallest
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
