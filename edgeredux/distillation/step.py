@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import copy
-import json
-import math
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from edgeredux.artifact import Change
-from edgeredux.batching import join, length, singles
+from edgeredux.batching import singles
 from edgeredux.distillation import losses as terms
-from edgeredux.distillation.hooks import hooks_restored
-from edgeredux.errors import DataError, ModelError, RecipeError, unknown
+from edgeredux.errors import DataError, RecipeError, unknown
 from edgeredux.model import Model
-from edgeredux.seams import Feed, ReduceContext
-
-_BETAS = (0.9, 0.999)
-_WINDOW = 16  # batches that are sorted by length together: wide enough to save padding, narrow enough to stay random
+from edgeredux.seams import ReduceContext
+from edgeredux.training.batches import Batches
+from edgeredux.training.loop import tenths, train
+from edgeredux.training.masks import zeros_of
+from edgeredux.training.settings import Settings
+from edgeredux.training.trainable import finished, hooks_restored, trainable
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -65,65 +60,33 @@ class Distill:
         torch.manual_seed(context.seed)
         module = copy.deepcopy(model.module).eval()  # no dropout: the teacher has none either
         student = model.after(module, repr(self))
-        weights = self._trained(module)
-        masks = {name: mask for name, mask in _zero_masks(module).items() if self.keep_zeros and name in weights}
-        samples = singles(student, context.training)
-        optimizer = torch.optim.AdamW(
-            weights.values(), lr=self.learning_rate, betas=_BETAS, weight_decay=self.weight_decay, foreach=False
-        )
-        checkpoint = context.scratch / "checkpoint.safetensors"
-        start, history = _restore(checkpoint, weights, optimizer)
+        weights = trainable(module, embeddings=self.embeddings)
+        linears = [f"{name}.weight" for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)]
+        masks = zeros_of(weights, linears) if self.keep_zeros else {}
+        batches = Batches(singles(student, context.training), self.batch_size, context.seed)
         with hooks_restored(module, context.teacher.module):
-            for step in range(start, self.steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = self.learning_rate * self._schedule(step)
-                batch = join([samples[place] for place in self._places(samples, context.seed, step)])
-                loss = self._loss(student, context.teacher, {name: torch.from_numpy(v) for name, v in batch.items()})
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise ModelError(f"distill: the loss is not finite at step {step}; lower learning_rate")
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(weights.values(), 1.0, foreach=False)
-                optimizer.step()
-                with torch.no_grad():
-                    for name, mask in masks.items():
-                        weights[name].masked_fill_(mask, 0.0)
-                history.append(value)
-                context.progress(f"distil loss {value:.4f}", step + 1, self.steps)
-                if (step + 1) % self.checkpoint_every == 0 and step + 1 < self.steps:
-                    _save(checkpoint, step + 1, history, weights, optimizer)
-        module.zero_grad(set_to_none=True)
-        for part in module.parameters():
-            part.requires_grad_(part.is_floating_point())
-        head, tail = history[: max(1, len(history) // 10)], history[-max(1, len(history) // 10) :]
-        first, last = sum(head) / len(head), sum(tail) / len(tail)
+            history = train(
+                Settings(
+                    steps=self.steps,
+                    learning_rate=self.learning_rate,
+                    weight_decay=self.weight_decay,
+                    warmup=self.warmup,
+                    checkpoint_every=self.checkpoint_every,
+                ),
+                weights,
+                batches,
+                lambda feed: self._loss(student, context.teacher, feed),
+                zero=masks,
+                buffers=dict(module.named_buffers()),
+                checkpoint=context.scratch / "checkpoint.safetensors",
+                identity=repr(self),
+                progress=context.progress,
+                label="distil",
+            )
+        finished(module)
+        first, last = tenths(history)
         why = f"{self.steps} steps, loss {first:.4f} to {last:.4f} (mean of the first and last tenth)"
         return student, Change("distill", True, why, {"loss_first": first, "loss_last": last, "steps": self.steps})
-
-    def _schedule(self, step: int) -> float:
-        ramp = max(1, int(self.warmup * self.steps))
-        return (step + 1) / ramp if step < ramp else max(0.0, (self.steps - step) / max(1, self.steps - ramp))
-
-    def _trained(self, module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-        tables = [part for part in module.modules() if isinstance(part, torch.nn.Embedding) and not self.embeddings]
-        frozen = {id(value) for part in tables for value in part.parameters()}
-        for value in module.parameters():
-            value.requires_grad_(value.is_floating_point() and id(value) not in frozen)
-        return {name: value for name, value in module.named_parameters() if value.requires_grad}
-
-    def _places(self, samples: Sequence[Feed], seed: int, step: int) -> list[int]:
-        """Which samples step number `step` sees. A function of seed and step alone, so that a resumed run agrees."""
-        size = min(self.batch_size, len(samples))
-        epoch, place = divmod(step, len(samples) // size)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        shuffled = torch.randperm(len(samples), generator=generator).tolist()
-        batches: list[list[int]] = []
-        for start in range(0, len(samples) // size * size, _WINDOW * size):
-            window = shuffled[start : min(start + _WINDOW * size, len(samples) // size * size)]
-            window.sort(key=lambda index: length(samples[index]))
-            batches += [window[begin : begin + size] for begin in range(0, len(window), size)]
-        return batches[int(torch.randperm(len(batches), generator=generator)[place])]
 
     def _loss(self, student: Model, dense: Model, feed: Mapping[str, torch.Tensor]) -> torch.Tensor:
         wanted = dict(self.losses or dict.fromkeys(terms.names_for(student), 1.0))
@@ -162,50 +125,3 @@ def _forward(
         return model.forward(feed), ()
     out = model.module(**{name: feed[name] for name in model.input_names}, return_dict=True, output_hidden_states=True)
     return {name: out[name] for name in model.output_names}, tuple(out.hidden_states)
-
-
-def _zero_masks(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Where pruned Linear weights are exactly zero; chance zeros of a dense weight stay too, which is harmless."""
-    found = {}
-    for name, part in module.named_modules():
-        if isinstance(part, torch.nn.Linear):
-            mask = part.weight.detach() == 0
-            if bool(mask.any()):
-                found[f"{name}.weight"] = mask
-    return found
-
-
-def _save(
-    path: Path,
-    step: int,
-    history: list[float],
-    weights: Mapping[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    tensors: dict[str, torch.Tensor] = {}
-    for name, value in weights.items():
-        tensors[f"weight:{name}"] = value.detach().contiguous()
-        for key, state in optimizer.state.get(value, {}).items():
-            tensors[f"{key}:{name}"] = state.detach().contiguous()
-    temporary = path.with_suffix(".writing")
-    save_file(tensors, temporary, metadata={"step": str(step), "history": json.dumps(history)})
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(path)
-
-
-def _restore(
-    path: Path, weights: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> tuple[int, list[float]]:
-    if not path.is_file():
-        return 0, []
-    with safe_open(str(path), framework="pt") as handle, torch.no_grad():
-        said = handle.metadata()
-        for full in handle.keys():  # noqa: SIM118 - no mapping
-            key, _, name = full.partition(":")
-            value = handle.get_tensor(full)
-            if key == "weight":
-                weights[name].copy_(value)
-            else:
-                optimizer.state[weights[name]][key] = value
-    return int(said["step"]), list(json.loads(said["history"]))

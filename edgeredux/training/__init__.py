@@ -1,0 +1,1 @@
+"""The training loop that distillation, fine-tuning, movement pruning and sparse training share. Imports torch."""
