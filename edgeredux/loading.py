@@ -1,11 +1,8 @@
 """Sources to Models, and Models to folders.
 
 `save` writes what stock transformers loads wherever the model's config can say its shapes. Where it cannot (attention
-heads removed from a BERT, widths that differ by layer), `edgeredux_shapes.json` beside it says them:
-
-    {"linear": {"<module>": [out_features, in_features]}, "attributes": {"<module>.<attribute>": value}}
-
-and `load` builds the stock model from the config without weights, resizes those modules, then reads the safetensors.
+heads removed from a BERT, widths that differ by layer), `edgeredux_shapes.json` beside it says them (shapes.py):
+`load` builds the stock model from the config without weights, resizes it, then reads the safetensors.
 """
 
 from __future__ import annotations
@@ -13,18 +10,18 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeredux import shapes
 from edgeredux.errors import ModelError, one_line
 from edgeredux.model import TASKS, Model
+from edgeredux.shapes import SHAPES_FILE
 from edgeredux.sources import Source, resolve, weight_files
 
 if TYPE_CHECKING:
     import torch
 
-SHAPES_FILE = "edgeredux_shapes.json"
 _TOKENS = ("batch", "sequence")
 
 
@@ -198,12 +195,12 @@ def _module(auto: Any, config: Any, source: Source, folder: Path, remote_code: b
     import torch
     import transformers
 
-    shapes = read_shapes(folder, source.text)
+    said = shapes.read(folder, source.text)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     options: dict[str, Any] = {"trust_remote_code": remote_code} if remote_code else {}
     try:
-        if shapes is None:
+        if said is None:
             module, info = auto.from_pretrained(
                 folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32, **options
             )
@@ -211,7 +208,7 @@ def _module(auto: Any, config: Any, source: Source, folder: Path, remote_code: b
             wrong = sorted(str(item[0]) for item in info.get("mismatched_keys", ()))
         else:
             module = auto.from_config(config, **options)
-            resize(module, shapes, source.text)
+            shapes.resize(module, said, source.text)
             missing, wrong = _read_weights(module, folder, source.text), []
     except ModelError:
         raise
@@ -228,45 +225,6 @@ def _module(auto: Any, config: Any, source: Source, folder: Path, remote_code: b
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"model {source.text}: transformers gave no module")
     return module
-
-
-def read_shapes(folder: Path, text: str) -> dict[str, Any] | None:
-    """What edgeredux_shapes.json says, checked; None when the folder has none."""
-    path = folder / SHAPES_FILE
-    if not path.is_file():
-        return None
-    try:
-        shapes = json.loads(path.read_text(encoding="utf-8"))
-        for value in shapes["linear"].values():
-            out, inp = value
-            if not (0 < int(out) < 2**24 and 0 < int(inp) < 2**24):
-                raise ValueError(f"impossible shape {value}")
-        for value in shapes["attributes"].values():
-            if not isinstance(value, int):
-                raise ValueError(f"attribute value {value!r} is no whole number")
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise ModelError(one_line(f"model {text}: {SHAPES_FILE} is damaged: {problem}")) from problem
-    return dict(shapes)
-
-
-def resize(module: torch.nn.Module, shapes: Mapping[str, Any], text: str) -> None:
-    """Give the named Linear modules and integer attributes the shapes that `shapes` says, in place."""
-    import torch
-
-    modules = dict(module.named_modules())
-    for name, (out, inp) in shapes["linear"].items():
-        linear = modules.get(name)
-        if not isinstance(linear, torch.nn.Linear):
-            raise ModelError(f"model {text}: {SHAPES_FILE} names {name!r}, which is no Linear of this model")
-        linear.out_features, linear.in_features = int(out), int(inp)
-        linear.weight = torch.nn.Parameter(torch.zeros(int(out), int(inp)))
-        if linear.bias is not None:
-            linear.bias = torch.nn.Parameter(torch.zeros(int(out)))
-    for place, value in shapes["attributes"].items():
-        owner, _, attribute = place.rpartition(".")
-        if owner not in modules or not isinstance(getattr(modules[owner], attribute, None), int):
-            raise ModelError(f"model {text}: {SHAPES_FILE} names {place!r}, which this model does not have")
-        setattr(modules[owner], attribute, value)
 
 
 def _read_weights(module: torch.nn.Module, folder: Path, text: str) -> list[str]:
@@ -297,24 +255,7 @@ def shape_differences(module: torch.nn.Module) -> dict[str, Any] | None:
     config = module.config
     with torch.device("meta"):
         stock = type(module)._from_config(config) if hasattr(type(module), "_from_config") else type(module)(config)  # type: ignore[attr-defined]
-    linear: dict[str, list[int]] = {}
-    attributes: dict[str, int] = {}
-    fresh = dict(stock.named_modules())
-    for name, part in module.named_modules():
-        other = fresh.get(name)
-        if other is None:
-            raise ModelError(f"module {name!r} is not in the stock {type(module).__name__}: it cannot be saved so")
-        if isinstance(part, torch.nn.Linear) and part.weight.shape != other.weight.shape:
-            linear[name] = list(part.weight.shape)
-        for key, value in vars(part).items():
-            if (
-                isinstance(value, int)
-                and not isinstance(value, bool)
-                and key not in ("out_features", "in_features")
-                and getattr(other, key, value) != value
-            ):
-                attributes[f"{name}.{key}"] = value
-    return {"linear": linear, "attributes": attributes} if linear or attributes else None
+    return shapes.differences(module, stock)
 
 
 def save(model: Model, folder: Path) -> None:
@@ -324,11 +265,11 @@ def save(model: Model, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     if model.is_transformers:
-        shapes = shape_differences(model.module)
+        said = shape_differences(model.module)
         # Where only our loader reads it, the module's own tensor names stay: stock ones may be renamed on the way.
-        model.module.save_pretrained(folder, save_original_format=shapes is None)  # type: ignore[operator]
-        if shapes is not None:
-            (folder / SHAPES_FILE).write_text(json.dumps(shapes, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        model.module.save_pretrained(folder, save_original_format=said is None)  # type: ignore[operator]
+        if said is not None:
+            shapes.write(folder, said)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(folder)
         if model.task == "embedding":
@@ -357,11 +298,7 @@ def save(model: Model, folder: Path) -> None:
     save_file(
         {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}, folder / "model.safetensors"
     )
-    shapes_of = {
-        "linear": {n: list(m.weight.shape) for n, m in model.module.named_modules() if isinstance(m, torch.nn.Linear)},
-        "attributes": {},
-    }
-    (folder / SHAPES_FILE).write_text(json.dumps(shapes_of, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    shapes.write(folder, shapes.describe(model.module))
     (folder / "module.txt").write_text(f"{model.source}\n", encoding="utf-8")
 
 
@@ -373,10 +310,10 @@ def load_reduced(folder: Path, like: Model) -> Model:
     if like.is_transformers:
         return replace(like, module=load(str(folder), task=like.task, max_length=like.max_length).module)
     module = copy.deepcopy(like.module)
-    shapes = read_shapes(folder, str(folder))
-    if shapes is None:
+    said = shapes.read(folder, str(folder))
+    if said is None:
         raise ModelError(f"{folder}: {SHAPES_FILE} is missing")
-    resize(module, shapes, str(folder))
+    shapes.resize(module, said, str(folder))
     missing = _read_weights(module, folder, str(folder))
     if missing:
         raise ModelError(f"{folder}: weight {missing[0]!r} is missing")

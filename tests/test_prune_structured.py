@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgeredux import loading
+from edgeredux import loading, shapes
 from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
 from edgeredux.pruning.groups import find
@@ -246,7 +246,7 @@ def test_stock_transformers_loads_what_its_config_can_say(tmp_path: Path) -> Non
         reduced, _ = Structured(ffn=0.25, heads=heads).apply(model, context(model, tmp_path))
         folder = tmp_path / model.module.config.model_type
         loading.save(reduced, folder)
-        assert not (folder / loading.SHAPES_FILE).exists()
+        assert not (folder / shapes.SHAPES_FILE).exists()
         stock = AutoModel.from_pretrained(folder).eval()
         feed = {name: torch.from_numpy(value) for name, value in feeds(1)[0].items()}
         with torch.inference_mode():
