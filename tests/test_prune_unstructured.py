@@ -13,13 +13,14 @@ from test_prune_structured import bert, context, feeds, llama, wrap
 from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
 from edgeredux.pruning.groups import linear_dict
-from edgeredux.pruning.unstructured import Prune, blocks
+from edgeredux.pruning.layers import layers
+from edgeredux.pruning.unstructured import Prune
 from edgeredux.registry import create
 from edgeredux.sparsity.counts import count_of, smallest
 
 
 def names(model: Model) -> list[str]:
-    return [name for part in blocks(model).values() for name in part]
+    return [layer.name for layer in layers(model)]
 
 
 def test_counts_are_decimal_and_ties_remove_nothing_extra() -> None:
@@ -29,20 +30,20 @@ def test_counts_are_decimal_and_ties_remove_nothing_extra() -> None:
 
 
 @pytest.mark.parametrize("make", [bert, llama])
-@pytest.mark.parametrize("scope", ["layer", "global"])
-def test_magnitude_is_exact_and_leaves_the_rest_alone(make, scope, tmp_path: Path) -> None:
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_magnitude_is_exact_and_leaves_the_rest_alone(make, allocation, tmp_path: Path) -> None:
     model = make()
     with torch.no_grad():  # ties everywhere in one layer
         linear_dict(model.module)[names(model)[0]].weight.fill_(0.01)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
-    pruned, change = Prune(zeros=0.33, scope=scope).apply(model, context(model, tmp_path))
+    pruned, change = Prune(zeros=0.33, allocation=allocation).apply(model, context(model, tmp_path))
     weights = {name: linear_dict(pruned.module)[name].weight for name in names(pruned)}
-    if scope == "layer":
+    if allocation == "uniform":
         assert all(int((w == 0).sum()) == count_of(0.33, w.numel()) for w in weights.values())
     total = sum(w.numel() for w in weights.values())
     zeros = sum(int((w == 0).sum()) for w in weights.values())
     assert zeros == change.details["zeros"]
-    if scope == "global":
+    if allocation == "global":
         assert zeros == count_of(0.33, total)
         kept = torch.cat([w[w != 0].abs() for w in weights.values()]).min()
         gone = torch.cat([before[f"{n}.weight"][w == 0].abs() for n, w in weights.items()]).max()
@@ -121,12 +122,24 @@ def test_impossible_options_are_one_clear_error(tmp_path: Path) -> None:
     for options in ({"zeros": 1.0}, {"zeros": -0.1}, {"zero": 0.5}, {"method": "magic"}, {"pattern": "odd"}):
         with pytest.raises(RecipeError):
             create("reduce step", "prune", options, "test")
-    with pytest.raises(RecipeError, match="global"):
-        Prune(method="wanda", scope="global").check(bert())
-    with pytest.raises(RecipeError, match="matches no Linear"):
+    for options, said in (
+        ({"pattern": "2:4", "zeros": 0.6}, "leave zeros out"),
+        ({"pattern": "2:4", "allocation": "global"}, "allocation: uniform"),
+        ({"method": {"sparsegpt": {"damp": 1}}}, "sparsegpt"),
+        ({"pattern": "1x4", "compare": "row"}, "unstructured"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            create("reduce step", "prune", options, "test")
+    with pytest.raises(RecipeError, match="matches no layer"):
         Prune(exclude=("nothing.*",)).check(bert())
-    with pytest.raises(ModelError, match="no Linear"):
-        Prune().check(wrap(torch.nn.Conv2d(1, 1, 1), ("x",), "generic"))
+    with pytest.raises(ModelError, match="no layer"):
+        Prune().check(wrap(torch.nn.ReLU(), ("x",), "generic"))
+    odd = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4))
+    with pytest.raises(ModelError, match="6 inputs are no multiple of 4; exclude it"):
+        Prune(pattern="2:4").check(generic(odd))
+    few = [{"x": np.ones((3, 6), np.float32)}]
+    with pytest.raises(DataError, match="too few"):
+        Prune(method="sparsegpt").apply(generic(odd), context(generic(odd), tmp_path, few))
     with pytest.raises(DataError, match="no calibration data"):
         Prune(method="wanda").apply(bert(), context(bert(), tmp_path, []))
     broken = bert()

@@ -1,118 +1,203 @@
-"""Unstructured pruning: single weights become exact zeros, exactly as many as asked for.
+"""The step `prune`: weights become exact zeros, exactly as many as asked for, by any method in any pattern.
 
-Scores: "magnitude" |W|; "wanda" |W_ij| * ||X_j||_2, compared within each output row i, X_j the j-th input over all
-calibration tokens, taken block by block with the earlier blocks already pruned (Sun et al. 2023, eq. 1 and alg. 1).
-Zeros alone save nothing in a dense kernel: which targets pay for them is the target file's to say.
+Methods that look at a layer's inputs (Wanda, SparseGPT, ALPS) go through the model once, all calibration batches
+together, and every layer sees what the layers pruned before it produce (walk.py). Zeros alone save nothing in a dense
+kernel: which patterns pay is the target file's to say.
 """
 
 from __future__ import annotations
 
 import copy
-from fnmatch import fnmatch
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass as plain
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change
-from edgeredux.errors import ModelError, RecipeError
+from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
-from edgeredux.pruning.groups import linear_dict
-from edgeredux.pruning.observe import observe
+from edgeredux.pruning import allocation as ways
+from edgeredux.pruning.layers import Layer, block_of, layers
+from edgeredux.pruning.methods import Method, Statistics, method
+from edgeredux.pruning.scores import element_scores, statistics_without_inputs
+from edgeredux.pruning.statistics import Collector, relative_error
+from edgeredux.pruning.walk import Inputs, walk
 from edgeredux.seams import ReduceContext
-from edgeredux.sparsity.counts import count_of, smallest
+from edgeredux.sparsity.patterns import Pattern, parse
+
+_MINIMUM_POSITIONS = 16
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Prune:
-    """Set the share `zeros` of the weights to 0: floor(zeros * size) of each layer, each row (wanda), or all (global).
+    """Set the share `zeros` of the weights to 0.
 
-    Only Linears of encoder and decoder blocks (of any part in a plain nn.Module), without those whose name matches a
-    pattern of `exclude` (shell style, "*.query"). Zeros that are there already count.
+    `method`: magnitude, random, taylor, fisher, wanda, sparsegpt or alps, or {name: {options}}. `pattern`:
+    unstructured, n:m, a block, tile (sparsity/patterns.py); n:m says its zeros itself. `allocation`: uniform, global
+    or owl (allocation.py). `compare`: single weights compete in the whole matrix or within their output row; "auto" is
+    what the method's paper does. Only layers of encoder and decoder blocks (of any part in a plain nn.Module), without
+    those whose name matches a pattern of `exclude` (shell style, "*.query"). Zeros that are there already count.
     """
 
-    zeros: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    method: Literal["magnitude", "wanda"] = "magnitude"
-    pattern: Literal["unstructured"] = "unstructured"
-    scope: Literal["layer", "global"] = "layer"
+    zeros: Annotated[float, Field(gt=0, lt=1)] | None = None
+    method: str | dict[str, Any] = "magnitude"
+    pattern: str = "unstructured"
+    allocation: Literal["uniform", "global", "owl"] = "uniform"
+    compare: Literal["auto", "matrix", "row"] = "auto"
+    outlier: Annotated[float, Field(gt=1, le=100)] = 5.0
+    spread: Annotated[float, Field(ge=0, lt=1)] = 0.08
     exclude: tuple[str, ...] = ()
 
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_is_known(cls, value: str) -> str:
+        try:
+            return parse(value).name
+        except RecipeError as problem:
+            raise ValueError(str(problem)) from problem
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Prune:
+        try:
+            method(self.method)
+        except RecipeError as problem:
+            raise ValueError(str(problem)) from problem
+        said = parse(self.pattern).fixed_zeros
+        if said is not None and self.zeros is not None and self.zeros != said:
+            raise ValueError(f"pattern {self.pattern} has {said:g} zeros, not {self.zeros:g}; leave zeros out")
+        if said is not None and self.allocation != "uniform":
+            raise ValueError(f"pattern {self.pattern} gives every layer {said:g} zeros; set allocation: uniform")
+        if self.compare != "auto" and self.pattern != "unstructured":
+            raise ValueError(f"compare is for pattern unstructured; {self.pattern} says itself which weights compete")
+        return self
+
+    @property
+    def share(self) -> float:
+        """The zeros asked for: 0.5 unless said."""
+        said = parse(self.pattern).fixed_zeros
+        if said is not None:
+            return said
+        return 0.5 if self.zeros is None else self.zeros
+
     def check(self, model: Model) -> None:
-        """Raise RecipeError or ModelError when scope and method do not fit or no Linear is left to prune."""
-        if self.method == "wanda" and self.scope == "global":
-            raise RecipeError("prune: wanda compares weights within an output row; scope: global needs magnitude")
-        names = [name for part in blocks(model).values() for name in part]
-        for pattern in self.exclude:
-            if not any(fnmatch(name, pattern) for name in names):
-                some = ", ".join(names[:3]) or "none"
-                raise RecipeError(f"prune: exclude {pattern!r} matches no Linear. Linears: {some}, ... ({len(names)})")
-        if not any(self._chosen(model).values()):
-            raise ModelError(f"prune: model {model.name} has no Linear in a block that could be pruned")
+        """Raise RecipeError or ModelError when no layer is left to prune or one does not take the pattern."""
+        pattern = self._pattern(method(self.method))
+        for layer in layers(model, self.exclude):
+            rows, columns = layer.matrix().shape
+            misfit = pattern.misfit(rows // layer.groups, columns)
+            if misfit is not None:
+                raise ModelError(f"prune: pattern {self.pattern} does not fit {layer.name}: {misfit}; exclude it")
 
     def apply(self, model: Model, context: ReduceContext) -> tuple[Model, Change]:
-        """The model with zeros; Change details hold weights and zeros of the pruned layers, in all and by layer."""
+        """The model with zeros; Change details hold weights, zeros and relative errors by layer."""
         self.check(model)
         torch.set_num_threads(context.threads)
+        chosen = method(self.method)
         student = model.after(copy.deepcopy(model.module).eval(), repr(self))
-        linears = linear_dict(student.module)
-        chosen = self._chosen(student)
-        names = [name for part in chosen.values() for name in part]
+        work = _Work(layers(student, self.exclude), chosen, self._pattern(chosen))
         with torch.no_grad():
-            if self.scope == "global":
-                self._prune_together([linears[name].weight.data for name in names])
-            for index, (block, part) in enumerate(chosen.items() if self.scope == "layer" else ()):
-                context.progress(f"{self.method} {block or 'all layers'}", index, len(chosen))
-                norms = _norms(student, part, block, context) if self.method == "wanda" and part else {}
-                for name in part:
-                    weight = linears[name].weight
-                    if self.method == "wanda":
-                        mask = smallest(weight.abs() * norms[name], count_of(self.zeros, weight.shape[1]))
-                    else:
-                        mask = smallest(weight.abs().flatten(), count_of(self.zeros, weight.numel())).view_as(weight)
-                    weight.masked_fill_(mask, 0.0)
-        context.progress(self.method, 1, 1)
-        layers = {name: int((linears[name].weight == 0).sum()) for name in names}
-        weights, zeros = sum(linears[name].weight.numel() for name in names), sum(layers.values())
-        why = f"{zeros:,} of {weights:,} weights in {len(names)} Linears are zero ({self.method}, {self.scope})"
-        return student, Change("prune", zeros > 0, why, {"weights": weights, "zeros": zeros, "zeros_by_layer": layers})
+            removed = self._allocate(student, work, context)
+            errors = work.zero(student, removed, context)
+        zeros = {layer.name: int((layer.matrix() == 0).sum()) for layer in work.layers}
+        weights = sum(layer.matrix().numel() for layer in work.layers)
+        context.progress(f"{self._name()}", 1, 1)
+        why = (
+            f"{sum(zeros.values()):,} of {weights:,} weights in {len(zeros)} layers are zero "
+            f"({self._name()}, {self.pattern}, {self.allocation})"
+        )
+        details = {"weights": weights, "zeros": sum(zeros.values()), "zeros_by_layer": zeros, "pattern": self.pattern}
+        if errors:
+            details["relative_error_by_layer"] = errors
+        return student, Change("prune", sum(zeros.values()) > 0, why, details)
 
-    def _chosen(self, model: Model) -> dict[str, list[str]]:
-        return {
-            block: [name for name in names if not any(fnmatch(name, pattern) for pattern in self.exclude)]
-            for block, names in blocks(model).items()
+    def _name(self) -> str:
+        return self.method if isinstance(self.method, str) else next(iter(self.method))
+
+    def _pattern(self, chosen: Method) -> Pattern:
+        return parse(self.pattern, chosen.compare if self.compare == "auto" else self.compare)
+
+    def _allocate(self, model: Model, work: _Work, context: ReduceContext) -> dict[str, int]:
+        asked = {
+            layer.name: ways.Asked(len(layer.matrix()), layer.matrix().shape[1], block_of(model, layer.name) or "")
+            for layer in work.layers
         }
-
-    def _prune_together(self, weights: list[torch.Tensor]) -> None:
-        sizes = torch.cat([weight.abs().flatten() for weight in weights])
-        mask = smallest(sizes, count_of(self.zeros, len(sizes)))
-        for weight, part in zip(weights, torch.split(mask, [weight.numel() for weight in weights]), strict=True):
-            weight.masked_fill_(part.view_as(weight), 0.0)
-
-
-def blocks(model: Model) -> dict[str, list[str]]:
-    """Prunable Linears by the block they are in, in the model's order: the items of the outermost module lists.
-
-    Poolers, heads and embeddings of a transformers model stand outside those lists. A plain nn.Module is one block "".
-    """
-    found: dict[str, list[str]] = {}
-    lists = [name for name, part in model.module.named_modules() if isinstance(part, torch.nn.ModuleList)]
-    for name in linear_dict(model.module):
-        home = next((place for place in lists if name.startswith(f"{place}.")), None) if model.is_transformers else ""
-        if home is not None:
-            block = ".".join(name.split(".")[: home.count(".") + 2]) if home else ""
-            found.setdefault(block, []).append(name)
-    return found
+        if self.allocation == "uniform":
+            return ways.uniform(asked, work.pattern, self.share)
+        names = [layer.name for layer in work.layers]
+        if self.allocation == "owl":
+            for layer, share in zip(work.layers, _outliers(model, work, context, self.outlier), strict=True):
+                asked[layer.name] = replace(asked[layer.name], outliers=share)
+            return ways.by_share(asked, work.pattern, ways.owl_shares(asked, self.share, self.spread), self.share)
+        scores = element_scores(model, names, work.method, context.calibration, context.seed, context.progress)
+        values = list(scores.values())
+        if work.method.needs in ("norms", "gram"):
+            values = ways.relative(values)
+        for name, value in zip(names, values, strict=True):
+            asked[name] = replace(asked[name], scores=value)
+        return ways.globally(asked, work.pattern, self.share)
 
 
-def _norms(student: Model, names: list[str], block: str, context: ReduceContext) -> dict[str, torch.Tensor]:
-    """||X_j||_2 over all calibration tokens for each input j of each Linear, [in_features], float32."""
-    sums = {
-        name: torch.zeros(part.in_features, dtype=torch.float64) for name, part in linear_dict(student.module).items()
-    }
+@plain(frozen=True)
+class _Work:
+    """The layers of the student, and how they are to be pruned."""
 
-    def see(name: str, inputs: torch.Tensor, _: torch.Tensor) -> None:
-        sums[name] += inputs.double().square().sum(0)
+    layers: Sequence[Layer]
+    method: Method
+    pattern: Pattern
 
-    observe(student, names, context.calibration, see, until=block or None)
-    return {name: sums[name].sqrt().float() for name in names}
+    def zero(self, student: Model, removed: dict[str, int], context: ReduceContext) -> dict[str, float]:
+        """Prune every layer in place; relative output errors by layer where the Gram matrices were taken."""
+        errors: dict[str, float] = {}
+        if self.method.needs in ("weights", "gradients"):
+            names = [layer.name for layer in self.layers]
+            known = statistics_without_inputs(student, names, self.method, context.calibration, context.seed)
+            for place, layer in enumerate(self.layers):
+                context.progress(layer.name, place, len(self.layers))
+                self.solve(layer, [known[layer.name]] * layer.groups, removed[layer.name])
+            return errors
+        collector = Collector(self.method.needs)
+
+        def visit(layer: Layer, inputs: Inputs) -> None:
+            positions = sum(part.shape[1] for part in inputs)
+            if positions < _MINIMUM_POSITIONS:
+                raise DataError(
+                    f"prune: {positions} calibration positions at {layer.name} are too few for {self.method}; "
+                    f"at least {_MINIMUM_POSITIONS} are needed, so give more texts"
+                )
+            before, known = layer.matrix().clone(), collector.take(inputs)
+            self.solve(layer, known, removed[layer.name])
+            error = relative_error(before, layer.matrix(), known)
+            if error is not None:
+                errors[layer.name] = error
+
+        walk(student, self.layers, context.calibration, visit, context.progress)
+        return errors
+
+    def solve(self, layer: Layer, known: Sequence[Statistics], removed: int) -> None:
+        """Prune one layer in place; the row groups of a grouped convolution one by one, each with its own inputs."""
+        parts = layer.matrix().chunk(layer.groups)
+        solved = []
+        for group, (part, item) in enumerate(zip(parts, known, strict=True)):
+            count = removed
+            if layer.groups > 1 and self.pattern.compete == "matrix" and not self.pattern.window:
+                count = removed * (group + 1) // layer.groups - removed * group // layer.groups
+            solved.append(self.method.solve(part, item, self.pattern, count))
+        layer.store(torch.cat(solved))
+
+
+def _outliers(model: Model, work: _Work, context: ReduceContext, outlier: float) -> list[float]:
+    found: dict[str, float] = {}
+    collector = Collector("norms")
+
+    def visit(layer: Layer, inputs: Inputs) -> None:
+        known = collector.take(inputs)
+        parts = zip(layer.matrix().chunk(layer.groups), known, strict=True)
+        shares = [ways.outlier_share(part, item.norms, outlier) for part, item in parts if item.norms is not None]
+        found[layer.name] = sum(shares) / len(shares)
+
+    walk(model, work.layers, context.calibration, visit, context.progress)
+    return [found[layer.name] for layer in work.layers]

@@ -14,6 +14,11 @@ def count_of(share: float, total: int) -> int:
 
 def smallest(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Boolean mask of exactly `count` elements of the last axis with the smallest scores; ties by lower index."""
-    order = torch.argsort(scores, dim=-1, stable=True)
-    mask = torch.zeros_like(scores, dtype=torch.bool)
-    return mask.scatter_(-1, order[..., :count], True)
+    size = scores.shape[-1]
+    if not 0 < count < size:
+        return torch.full_like(scores, count >= size, dtype=torch.bool)
+    # Selection instead of sorting: a solver projects onto the pattern in every iteration.
+    limit = torch.kthvalue(scores, count, dim=-1, keepdim=True).values
+    below, equal = scores < limit, scores == limit
+    wanted = count - below.sum(-1, keepdim=True)
+    return below | (equal & (equal.cumsum(-1, dtype=torch.int32) <= wanted))
