@@ -9,10 +9,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edgeredux.jobs import run as run
     from edgeredux.loading import load as load
+    from edgeredux.oneline import prune as prune
     from edgeredux.report import Report as Report
 
 # Nothing heavy is imported before one of these is used.
-_LAZY = {"run": "edgeredux.jobs", "load": "edgeredux.loading", "Report": "edgeredux.report"}
+_LAZY = {
+    "run": "edgeredux.jobs",
+    "load": "edgeredux.loading",
+    "prune": "edgeredux.oneline",
+    "Report": "edgeredux.report",
+}
 
 
 def __getattr__(name: str) -> Any:

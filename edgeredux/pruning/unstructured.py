@@ -165,7 +165,7 @@ class _Work:
             positions = sum(part.shape[1] for part in inputs)
             if positions < _MINIMUM_POSITIONS:
                 raise DataError(
-                    f"prune: {positions} calibration positions at {layer.name} are too few for {self.method}; "
+                    f"prune: {positions} calibration positions at {layer.name} are too few; "
                     f"at least {_MINIMUM_POSITIONS} are needed, so give more texts"
                 )
             before, known = layer.matrix().clone(), collector.take(inputs)

@@ -1,0 +1,80 @@
+"""The one-line functions: `edgeredux.prune(model, method="wanda", pattern="2:4", data=batches)`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeredux import registry
+from edgeredux.errors import RecipeError
+from edgeredux.model import Model
+from edgeredux.seams import Progress, ReduceContext, ReduceStep, silent
+from edgeredux.wrapping import AnyData, as_feeds, as_model
+
+if TYPE_CHECKING:
+    import torch
+
+
+def prune(
+    model: Model | torch.nn.Module | str,
+    *,
+    method: str | Mapping[str, Any] = "magnitude",
+    pattern: str = "unstructured",
+    zeros: float | None = None,
+    data: AnyData = None,
+    allocation: str = "uniform",
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Any:
+    """The pruned model, as a module where a module came in, else as a Model; what came in stays as it was.
+
+    `method` and `pattern` are those of the recipe step `prune` (pruning/unstructured.py): magnitude, random, taylor,
+    fisher, wanda, sparsegpt, alps; unstructured, n:m, blocks, tile. `zeros` is the share of weights that become exact
+    zeros, 0.5 unless the pattern says. `data` calibrates methods that look at inputs or gradients: texts for a Model
+    with a tokenizer, else batches as dicts, tuples or tensors.
+
+    Raises RecipeError, ModelError or DataError with one line that says what is allowed.
+    """
+    options: dict[str, Any] = {
+        "method": method if isinstance(method, str) else dict(method),
+        "pattern": pattern,
+        "zeros": zeros,
+        "allocation": allocation,
+        "exclude": tuple(exclude),
+    }
+    return _apply("prune", options, model, data, seed, progress)
+
+
+def _apply(
+    name: str,
+    options: Mapping[str, Any],
+    model: Model | torch.nn.Module | str,
+    data: AnyData,
+    seed: int,
+    progress: Progress,
+) -> Any:
+    """The model after one reduce step."""
+    import torch
+
+    step: ReduceStep = registry.create("reduce step", name, options, f"edgeredux.{name}")
+    items = list(data) if data is not None else []
+    wrapped = as_model(model, items)
+    if items and not wrapped.input_names:
+        raise RecipeError(f"edgeredux.{name}: the model's inputs are not known, so data cannot be given to it")
+    feeds = as_feeds(wrapped, items)
+    step.check(wrapped)
+    with tempfile.TemporaryDirectory(prefix="edgeredux-") as scratch:
+        context = ReduceContext(
+            teacher=wrapped,
+            calibration=feeds,
+            training=feeds,
+            seed=seed,
+            threads=torch.get_num_threads(),
+            scratch=Path(scratch),
+            progress=progress,
+        )
+        reduced, _ = step.apply(wrapped, context)
+    return reduced.module if isinstance(model, torch.nn.Module) else reduced
