@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def singles(interface: Interface, feeds: Sequence[Feed]) -> list[Feed]:
-    """The samples of `feeds` one by one, without padding, in order; feeds of a model without a batch axis whole."""
+    """The samples of `feeds` one by one, without padding, in order; feeds of a model without a batch axis whole.
+
+    Entries that are no inputs of the model, such as labels, go along by row.
+    """
     if not all("batch" in interface.axes[name][:1] for name in interface.input_names):
         return list(feeds)
     return [
@@ -59,5 +62,5 @@ def _unpadded(interface: Interface, sample: Feed) -> Feed:
     if "attention_mask" not in sample:
         return sample
     real = sample["attention_mask"][0].astype(bool)
-    token = {name: interface.axes[name][1:2] == ("sequence",) for name in sample}
+    token = {name: interface.axes.get(name, ())[1:2] == ("sequence",) for name in sample}
     return {name: value[:, real] if token[name] else value for name, value in sample.items()}

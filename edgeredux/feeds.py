@@ -37,6 +37,19 @@ class Feeder:
         feeds = self._arrays(part)
         return [stack(feeds[i : i + size]) for i in range(0, len(feeds), size)]
 
+    def training(self) -> list[Feed]:
+        """The training part in batches; those of a classifier whose data has labels hold them, int64 [batch]."""
+        import numpy as np
+
+        feeds = self.batches("training")
+        if isinstance(self.data, TextData) and self.interface.task == "classification":
+            examples = self.data.take("training", self.section.training)
+            numbers = label_numbers([example.label for example in examples], self.interface.labels)
+            size = self.section.batch
+            for place, feed in enumerate(feeds if numbers is not None else ()):
+                feed["labels"] = np.array(numbers[place * size : (place + 1) * size], np.int64)  # type: ignore[index]
+        return feeds
+
     def singles(self, part: Part, shapes: Mapping[str, int], limit: int | None = None) -> list[Feed]:
         """The part one sample a feed, unpadded, or at the fixed shapes (batch of `shapes` samples, padded)."""
         batch = shapes.get("batch", 1)

@@ -119,7 +119,7 @@ def _apply(
     context = ReduceContext(
         teacher=plan.model,
         calibration=plan.feeder.batches("calibration"),
-        training=plan.feeder.batches("training"),
+        training=plan.feeder.training(),
         seed=plan.recipe.seed,
         threads=plan.recipe.threads,
         scratch=scratch,

@@ -42,7 +42,7 @@ class ReduceContext:
 
     teacher: Model  # the dense model, never changed
     calibration: Sequence[Feed]
-    training: Sequence[Feed]
+    training: Sequence[Feed]  # a classifier's hold "labels", too, int64 [batch], where the data has them
     seed: int
     threads: int
     scratch: Path  # a folder of this step alone that survives a kill: checkpoints go here

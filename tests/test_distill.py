@@ -12,10 +12,10 @@ import pytest
 import torch
 from test_prune_structured import bert, context
 
-from edgeredux.distillation import losses
 from edgeredux.distillation.step import Distill
 from edgeredux.errors import RecipeError
 from edgeredux.pruning.structured import Structured
+from edgeredux.training.losses import divergence as losses
 
 
 def test_soft_labels_against_the_formula() -> None:

@@ -24,6 +24,14 @@ def trainable(module: torch.nn.Module, *, embeddings: bool) -> dict[str, torch.n
     return {name: value for name, value in module.named_parameters() if value.requires_grad}
 
 
+def matrices(module: torch.nn.Module) -> list[str]:
+    """Names of the weights that pruning makes zeros in: of Linears, convolutions and GPT-2's Conv1D."""
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, Conv1D)
+    return [f"{name}.weight" if name else "weight" for name, part in module.named_modules() if isinstance(part, kinds)]
+
+
 def finished(module: torch.nn.Module) -> None:
     """A module as steps hand it on: no gradients, every floating-point parameter free again, in eval mode."""
     module.zero_grad(set_to_none=True)
