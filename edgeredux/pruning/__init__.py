@@ -2,5 +2,6 @@
 
 TABLE = {
     "prune": "edgeredux.pruning.unstructured:Prune",
+    "channels": "edgeredux.pruning.channels:Channels",
     "structured": "edgeredux.pruning.structured:Structured",
 }

@@ -3,8 +3,7 @@
 Importance of an input channel j of the reading Linear: "activation" E[x_j^2] * ||W[:, j]||^2, the energy it brings to
 the output (Wanda's |W| * ||X||, Sun et al. 2023, squared and summed over outputs), "magnitude" ||W[:, j]||^2 alone;
 "taylor" (taylor.py) looks at the model's output instead of the layer's.
-Repair: min_W ||Y - X W||^2 + ridge * ||W - W0||^2 per reading Linear, Y the dense model's own outputs there and X the
-kept channels as the already pruned model produces them (the layer-wise reconstruction of He et al. 2017, eq. 3).
+Repair: least squares per reading Linear (repair.py), X the kept channels as the already pruned model produces them.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
 from edgeredux.pruning.groups import Group, expand, find, linear_dict, remove, update_config
 from edgeredux.pruning.observe import observe
+from edgeredux.pruning.repair import ridge_fit
 from edgeredux.pruning.taylor import taylor_scores
 from edgeredux.seams import Feed, ReduceContext
 from edgeredux.sparsity.counts import count_of
@@ -109,23 +109,10 @@ class Structured:
 
     def _refit(self, linear: torch.nn.Linear, x: torch.Tensor, y: torch.Tensor, start: torch.Tensor) -> None:
         """Set weight and bias to the ridge solution around `start`."""
-        if len(x) < 64:
-            raise DataError(f"structured: {len(x)} calibration tokens are too few to refit from; give more texts")
-        bias = (
-            linear.bias.detach().double() if linear.bias is not None else torch.zeros(y.shape[1], dtype=torch.float64)
-        )
-        ones = torch.ones(len(x), 1, dtype=torch.float64)
-        design = torch.cat([x.double(), ones], 1) if linear.bias is not None else x.double()
-        first = torch.cat([start.double(), bias[:, None]], 1) if linear.bias is not None else start.double()
-        gram = design.T @ design
-        penalty = self.ridge * gram.diagonal().mean()
-        rest = y.double() - design @ first.T
-        step = torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=torch.float64), design.T @ rest).T
-        fitted = first + step
-        width = start.shape[1]
-        linear.weight = torch.nn.Parameter(fitted[:, :width].float().contiguous())
-        if linear.bias is not None:
-            linear.bias = torch.nn.Parameter(fitted[:, width].float().contiguous())
+        weight, bias = ridge_fit([x], [y], start, self.ridge, intercept=linear.bias is not None, where="structured")
+        linear.weight = torch.nn.Parameter(weight.float().contiguous())
+        if bias is not None:
+            linear.bias = torch.nn.Parameter(bias.float().contiguous())
 
 
 def _capture(
