@@ -15,6 +15,7 @@ from edgeredux.pruning.gradients import gradients
 from edgeredux.pruning.layers import Layer, layers
 from edgeredux.pruning.methods import METHODS
 from edgeredux.pruning.sparsegpt import sparsegpt
+from edgeredux.pruning.statistics import towards
 from edgeredux.pruning.surgeon import remove_blocks
 from edgeredux.pruning.unstructured import Prune
 from edgeredux.sparsity.patterns import parse
@@ -218,3 +219,27 @@ def test_calibration_goes_through_the_model_once(tmp_path: Path) -> None:
     counted = {name: count for name, count in calls.items() if "dense" in name or "self." in name}
     assert counted.pop(last, 0) == 0  # the passes end where the last layer begins
     assert set(counted.values()) == {len(feeds())}
+
+
+def test_reference_dense_makes_up_for_what_layers_before_lost(tmp_path: Path) -> None:
+    """Against the formula by numpy's least squares, and the whole model comes nearer to the dense one."""
+    weight, x, gram = problem(4, 6, seed=8)
+    dense = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    mine = towards(weight, gram, dense.T @ x, 0.1)
+    ridge = float((0.1 * gram.diagonal().mean()).sqrt())
+    design = np.concatenate([x.double().numpy(), ridge * np.eye(6)])
+    wanted = np.concatenate([(dense @ weight.T).double().numpy(), ridge * weight.T.double().numpy()])
+    np.testing.assert_allclose(mine.T.numpy(), np.linalg.lstsq(design, wanted, rcond=None)[0], rtol=1e-3, atol=1e-4)
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(*[part for _ in range(3) for part in (torch.nn.Linear(24, 24), torch.nn.ReLU())])
+    model = generic(module.eval())
+    batches = [{"x": np.random.default_rng(i).normal(size=(64, 24)).astype(np.float32)} for i in range(8)]
+    errors = []
+    for reference in ("layer", "dense"):
+        step = Prune(zeros=0.6, method="sparsegpt", reference=reference)
+        pruned, change = step.apply(model, context(model, tmp_path, batches))
+        assert change.details["zeros"] == int(0.6 * 576) * 3
+        errors.append(sum(float(np.square(pruned.run(b)["y"] - model.run(b)["y"]).sum()) for b in batches))
+    assert errors[1] < errors[0]
+    with pytest.raises(ValueError, match="sparsegpt and alps"):
+        Prune(method="wanda", reference="dense")

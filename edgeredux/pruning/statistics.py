@@ -60,3 +60,15 @@ def relative_error(weight: torch.Tensor, pruned: torch.Tensor, known: Sequence[S
         lost += float(((error @ item.gram) * error).sum())
         whole += float(((w @ item.gram) * w).sum())
     return max(0.0, lost) / whole if whole > 0 else None
+
+
+def towards(weight: torch.Tensor, gram: torch.Tensor, cross: torch.Tensor, damping: float) -> torch.Tensor:
+    """The weight that makes of the pruned model's inputs most nearly what `weight` makes of the dense model's.
+
+    min ||X_dense W - X V||^2 + ridge * ||W - V||^2 over V, for `gram` = X^T X and `cross` = X_dense^T X; the ridge is
+    `damping` times the mean diagonal of `gram`. Pruning V instead of W makes up for what the layers before have lost.
+    """
+    ridge = damping * gram.diagonal().mean()
+    eye = torch.eye(len(gram), dtype=gram.dtype)
+    solved: torch.Tensor = torch.linalg.solve(gram + ridge * eye, (weight @ (cross + ridge * eye)).T)
+    return solved.T

@@ -24,12 +24,15 @@ from edgeredux.pruning import allocation as ways
 from edgeredux.pruning.layers import Layer, block_of, layers
 from edgeredux.pruning.methods import Method, Statistics, method
 from edgeredux.pruning.scores import element_scores, statistics_without_inputs
-from edgeredux.pruning.statistics import Collector, relative_error
-from edgeredux.pruning.walk import Inputs, walk
+from edgeredux.pruning.statistics import Collector, relative_error, towards
+from edgeredux.pruning.walk import Inputs, stops, walk
 from edgeredux.seams import ReduceContext
 from edgeredux.sparsity.patterns import Pattern, parse
 
 _MINIMUM_POSITIONS = 16
+_REFERENCE_DAMPING = (
+    0.3  # of the mean diagonal: less follows the calibration data too closely (docs/decisions/reduction.md)
+)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -39,8 +42,11 @@ class Prune:
     `method`: magnitude, random, taylor, fisher, wanda, sparsegpt or alps, or {name: {options}}. `pattern`:
     unstructured, n:m, a block, tile (sparsity/patterns.py); n:m says its zeros itself. `allocation`: uniform, global
     or owl (allocation.py). `compare`: single weights compete in the whole matrix or within their output row; "auto" is
-    what the method's paper does. Only layers of encoder and decoder blocks (of any part in a plain nn.Module), without
-    those whose name matches a pattern of `exclude` (shell style, "*.query"). Zeros that are there already count.
+    what the method's paper does. `reference`: whose output a solver tries to keep at each layer, the layer's own on
+    the inputs as they are by then ("layer", as published) or that of the dense model ("dense"), which also makes up
+    for what the layers before have lost and costs one more pass. Only layers of encoder and decoder blocks (of any
+    part in a plain nn.Module), without those whose name matches a pattern of `exclude` (shell style, "*.query"). Zeros
+    that are there already count.
     """
 
     zeros: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -48,6 +54,7 @@ class Prune:
     pattern: str = "unstructured"
     allocation: Literal["uniform", "global", "owl"] = "uniform"
     compare: Literal["auto", "matrix", "row"] = "auto"
+    reference: Literal["layer", "dense"] = "layer"
     outlier: Annotated[float, Field(gt=1, le=100)] = 5.0
     spread: Annotated[float, Field(ge=0, lt=1)] = 0.08
     exclude: tuple[str, ...] = ()
@@ -73,6 +80,8 @@ class Prune:
             raise ValueError(f"pattern {self.pattern} gives every layer {said:g} zeros; set allocation: uniform")
         if self.compare != "auto" and self.pattern != "unstructured":
             raise ValueError(f"compare is for pattern unstructured; {self.pattern} says itself which weights compete")
+        if self.reference == "dense" and method(self.method).needs != "gram":
+            raise ValueError("reference: dense refits weights to the dense model, which sparsegpt and alps do")
         return self
 
     @property
@@ -99,9 +108,10 @@ class Prune:
         chosen = method(self.method)
         student = model.after(copy.deepcopy(model.module).eval(), repr(self))
         work = _Work(layers(student, self.exclude), chosen, self._pattern(chosen))
+        dense = (model, layers(model, self.exclude)) if self.reference == "dense" else None
         with torch.no_grad():
             removed = self._allocate(student, work, context)
-            errors = work.zero(student, removed, context)
+            errors = work.zero(student, removed, context, dense)
         zeros = {layer.name: int((layer.matrix() == 0).sum()) for layer in work.layers}
         weights = sum(layer.matrix().numel() for layer in work.layers)
         context.progress(f"{self._name()}", 1, 1)
@@ -149,7 +159,13 @@ class _Work:
     method: Method
     pattern: Pattern
 
-    def zero(self, student: Model, removed: dict[str, int], context: ReduceContext) -> dict[str, float]:
+    def zero(
+        self,
+        student: Model,
+        removed: dict[str, int],
+        context: ReduceContext,
+        dense: tuple[Model, Sequence[Layer]] | None,
+    ) -> dict[str, float]:
         """Prune every layer in place; relative output errors by layer where the Gram matrices were taken."""
         errors: dict[str, float] = {}
         if self.method.needs in ("weights", "gradients"):
@@ -160,21 +176,24 @@ class _Work:
                 self.solve(layer, [known[layer.name]] * layer.groups, removed[layer.name])
             return errors
         collector = Collector(self.method.needs)
-
-        def visit(layer: Layer, inputs: Inputs) -> None:
+        twin = stops(dense[0], dense[1], context.calibration) if dense is not None else None
+        for layer, inputs in stops(student, self.layers, context.calibration, context.progress):
             positions = sum(part.shape[1] for part in inputs)
             if positions < _MINIMUM_POSITIONS:
                 raise DataError(
-                    f"prune: {positions} calibration positions at {layer.name} are too few; "
-                    f"at least {_MINIMUM_POSITIONS} are needed, so give more texts"
+                    f"prune: {positions} calibration positions at {layer.name} are too few; at least "
+                    f"{_MINIMUM_POSITIONS} are needed, so give more texts"
                 )
-            before, known = layer.matrix().clone(), collector.take(inputs)
-            self.solve(layer, known, removed[layer.name])
-            error = relative_error(before, layer.matrix(), known)
+            before, known_here = layer.matrix().clone(), collector.take(inputs)
+            if twin is not None:
+                other, given = next(twin)
+                assert other.name == layer.name
+                layer.store(_towards(before, known_here, given, inputs))
+            self.solve(layer, known_here, removed[layer.name])
+            error = relative_error(before, layer.matrix(), known_here)
             if error is not None:
                 errors[layer.name] = error
-
-        walk(student, self.layers, context.calibration, visit, context.progress)
+            del inputs
         return errors
 
     def solve(self, layer: Layer, known: Sequence[Statistics], removed: int) -> None:
@@ -201,3 +220,14 @@ def _outliers(model: Model, work: _Work, context: ReduceContext, outlier: float)
 
     walk(model, work.layers, context.calibration, visit, context.progress)
     return [found[layer.name] for layer in work.layers]
+
+
+def _towards(weight: torch.Tensor, known: Sequence[Statistics], dense: Inputs, pruned: Inputs) -> torch.Tensor:
+    parts = []
+    for group, (part, item) in enumerate(zip(weight.chunk(len(known)), known, strict=True)):
+        assert item.gram is not None
+        cross = torch.zeros_like(item.gram)
+        for a, b in zip(dense, pruned, strict=True):
+            cross.addmm_(a[group].float().T, b[group].float())
+        parts.append(towards(part, item.gram, cross, _REFERENCE_DAMPING))
+    return torch.cat(parts)

@@ -10,7 +10,7 @@ last layer.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import greenlet
@@ -31,11 +31,20 @@ def walk(
     visit: Callable[[Layer, Inputs], None],
     progress: Progress = silent,
 ) -> None:
-    """Call visit(layer, inputs) once for every layer, in the order the model runs them.
+    """Call visit(layer, inputs) at every stop; see `stops`."""
+    for layer, inputs in stops(model, layers, feeds, progress):
+        visit(layer, inputs)
+        del inputs
+
+
+def stops(
+    model: Model, layers: Sequence[Layer], feeds: Sequence[Feed], progress: Progress = silent
+) -> Iterator[tuple[Layer, Inputs]]:
+    """Every layer once with its inputs, in the order the model runs them; going on runs it as it is by then.
 
     `inputs` leave out what attention_mask calls padding. A layer that runs a second time (shared weights) is passed
-    through as it is by then. Raises DataError without feeds, ModelError for NaN or infinite activations and for a
-    layer that no batch reaches.
+    through. Raises DataError without feeds, ModelError for NaN or infinite activations and for a layer that no batch
+    reaches.
     """
     if not feeds:
         raise DataError("pruning: there is no calibration data")
@@ -90,7 +99,7 @@ def walk(
                 layer = names[name]
                 progress(name, order[name], len(order))
                 inputs = [positions(layer, index) for index in here]
-                visit(layer, inputs)
+                yield layer, inputs
                 del names[name], inputs
                 if not names:
                     return
