@@ -207,7 +207,8 @@ def _module(auto: Any, config: Any, source: Source, folder: Path, remote_code: b
             missing = sorted(info["missing_keys"])
             wrong = sorted(str(item[0]) for item in info.get("mismatched_keys", ()))
         else:
-            module = auto.from_config(config, **options)
+            build = auto.from_config if hasattr(auto, "from_config") else auto._from_config
+            module = build(config, **options)
             shapes.resize(module, said, source.text)
             missing, wrong = _read_weights(module, folder, source.text), []
     except ModelError:
@@ -308,7 +309,12 @@ def load_reduced(folder: Path, like: Model) -> Model:
     from dataclasses import replace
 
     if like.is_transformers:
-        return replace(like, module=load(str(folder), task=like.task, max_length=like.max_length).module)
+        # By its own class rather than an Auto class: the folder may be of a task that no Auto class is chosen for here.
+        kind: Any = type(like.module)
+        config = type(like.module.config).from_pretrained(folder, local_files_only=True)  # type: ignore[union-attr]
+        read = replace(like, module=_module(kind, config, resolve(str(folder)), folder, False).float().eval())
+        _check_finite(read)
+        return read
     module = copy.deepcopy(like.module)
     said = shapes.read(folder, str(folder))
     if said is None:
