@@ -256,7 +256,9 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def model_of(module: nn.Module, shape: tuple[int, ...], outputs: tuple[str, ...] = ("y",), **more: Any) -> Model:
+def model_of(
+    module: nn.Module, shape: tuple[int, ...], outputs: tuple[str, ...] = ("y",), axes: Any = None, **more: Any
+) -> Model:
     """An untrained module with running statistics that are not 0 and 1."""
     torch.manual_seed(1)
     for part in module.modules():
@@ -265,14 +267,20 @@ def model_of(module: nn.Module, shape: tuple[int, ...], outputs: tuple[str, ...]
             nn.init.uniform_(part.running_var, 0.5, 2)
             nn.init.normal_(part.bias, std=0.3)
             nn.init.uniform_(part.weight, 0.5, 1.5)
-    batch = ("batch", *[None] * len(shape))
+    module.eval()
+    with torch.no_grad():
+        made = module(torch.zeros(2, *shape)) if axes is None else {}
+    ranks = [value.dim() for value in (made.values() if isinstance(made, dict) else (made,))]
+    known = (
+        dict(zip(outputs, (("batch", *[None] * (rank - 1)) for rank in ranks), strict=True)) if axes is None else axes
+    )
     return Model(
-        module=module.eval(),
+        module=module,
         name="net",
         task="generic",
         input_names=("x",),
         output_names=outputs,
-        axes={"x": batch, **dict.fromkeys(outputs, ("batch",))},
+        axes={"x": ("batch", *[None] * len(shape)), **known},
         source="net",
         sha256="0" * 64,
         **more,

@@ -331,7 +331,7 @@ def resnet(kind: str, head: bool) -> Model:
     made: Any = (ResNetForImageClassification if head else ResNetModel)(config)
     output = "logits" if head else "last_hidden_state"
     return dataclasses.replace(
-        nets.model_of(made, (3, 32, 32)),
+        nets.model_of(made, (3, 32, 32), axes={}),
         input_names=("pixel_values",),
         output_names=(output,),
         axes={"pixel_values": ("batch", None, None, None), output: ("batch", None)},
