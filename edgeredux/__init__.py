@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from edgeredux.jobs import run as run
     from edgeredux.loading import load as load
     from edgeredux.oneline import prune as prune
+    from edgeredux.oneline_training import sparse_train as sparse_train
     from edgeredux.report import Report as Report
 
 # Nothing heavy is imported before one of these is used.
@@ -18,6 +19,7 @@ _LAZY = {
     "load": "edgeredux.loading",
     "prune": "edgeredux.oneline",
     "Report": "edgeredux.report",
+    "sparse_train": "edgeredux.oneline_training",
 }
 
 

@@ -10,7 +10,7 @@ from edgeredux.errors import EdgereduxError, InternalError, RecipeError, one_lin
 
 # What a recipe calls them -> the packages whose TABLE lists them.
 KINDS: dict[str, tuple[str, ...]] = {
-    "reduce step": ("edgeredux.pruning", "edgeredux.distillation"),
+    "reduce step": ("edgeredux.pruning", "edgeredux.distillation", "edgeredux.sparse_training"),
     "exporter": ("edgeredux.export",),
     "pass": ("edgeredux.passes.onnx", "edgeredux.passes.tflite"),
     "runner": ("edgeredux.runners",),

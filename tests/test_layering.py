@@ -13,7 +13,7 @@ import pytest
 from edgeredux import registry
 
 ROOT = Path(__file__).parents[1] / "edgeredux"
-PLUGINS = ("pruning", "distillation", "export", "passes", "runners", "meters")
+PLUGINS = ("pruning", "distillation", "sparse_training", "export", "passes", "runners", "meters")
 # Shared by plug-ins that compute in torch: may import it at the top, and no plug-in.
 TORCH = ("sparsity", "training")
 HEAVY = {
