@@ -20,7 +20,7 @@ from edgeredux.model import Model
 from edgeredux.registry import create
 from edgeredux.seams import Feed, ReduceContext
 from edgeredux.sparse_training import TABLE
-from edgeredux.sparse_training.densities import zeros_by_layer
+from edgeredux.sparse_training.allocation import zeros_by_layer
 from edgeredux.sparse_training.gradual import Gradual, cubic
 from edgeredux.sparse_training.group_lasso import GroupLasso
 from edgeredux.sparse_training.l1 import L1
@@ -103,7 +103,7 @@ def trained(step: SparseTraining, module: torch.nn.Module, watch: Sequence[Callb
     )
 
 
-# Densities
+# Allocation
 
 
 def test_erk_against_the_papers_formula() -> None:
@@ -128,12 +128,12 @@ def test_uniform_totals_are_exact_where_layers_do_not_divide() -> None:
     assert zeros_by_layer({"a": (10, 10), "b": (5, 3)}, 0.29, "uniform") == {"a": 29, "b": 4}
 
 
-@pytest.mark.parametrize("densities", ["uniform", "erk"])
+@pytest.mark.parametrize("allocation", ["uniform", "erk"])
 @pytest.mark.parametrize("zeros", [0.5, 0.8, 0.9, 0.95, 0.98, 0.99])
-def test_the_total_is_exact(densities: Any, zeros: float) -> None:
+def test_the_total_is_exact(allocation: Any, zeros: float) -> None:
     shapes = {"a": (6, 1, 5, 5), "b": (16, 6, 5, 5), "c": (120, 400), "d": (84, 120), "e": (10, 84)}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    found = zeros_by_layer(shapes, zeros, densities)
+    found = zeros_by_layer(shapes, zeros, allocation)
     assert sum(found.values()) == round(zeros * 100) * sum(sizes.values()) // 100
     assert all(0 <= found[name] < sizes[name] for name in shapes)
 
@@ -261,7 +261,7 @@ def test_set_draws_by_seed_and_step() -> None:
 
 def test_magnitude_start_keeps_the_largest() -> None:
     module = net()
-    plan = Static(zeros=0.5, start="magnitude", densities="uniform").plan(sparse_weights(module, False, (), "test"), 0)
+    plan = Static(zeros=0.5, start="magnitude", allocation="uniform").plan(sparse_weights(module, False, (), "test"), 0)
     for name, zero in plan.zero.items():
         weight = module.get_parameter(name).detach().abs()
         assert float(weight[zero].max()) <= float(weight[~zero].min())

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgeredux.errors import ModelError, RecipeError
-from edgeredux.sparse_training.densities import Densities, zeros_by_layer
+from edgeredux.sparse_training.allocation import Allocation, zeros_by_layer
 from edgeredux.sparse_training.step import STRICT, Plan, SparseTraining
 from edgeredux.sparse_training.weights import Weight
 from edgeredux.sparsity.patterns import Pattern, parse
@@ -28,13 +28,13 @@ class Gradual(SparseTraining):
     """Train while zeros rise from none to `zeros`, in any `pattern`; smallest squared magnitudes go.
 
     From `begin` to `end`, shares of the steps, the zeros rise every `update_every` updates; then the mask is fixed. n:m
-    says its zeros itself. `densities` shares them among layers; what a pattern of larger cells cannot take of a layer's
-    share is left (floor).
+    says its zeros itself. `allocation` shares them among layers; what a pattern of larger cells cannot take of a
+    layer's share is left (floor).
     """
 
     zeros: Annotated[float, Field(gt=0, lt=1)] | None = None
     pattern: str = "unstructured"
-    densities: Densities = "uniform"
+    allocation: Allocation = "uniform"
     begin: Annotated[float, Field(ge=0, lt=1)] = 0.1
     end: Annotated[float, Field(gt=0, le=1)] = 0.75
     update_every: Annotated[int, Field(ge=1)] = 20
@@ -54,8 +54,8 @@ class Gradual(SparseTraining):
         said = parse(self.pattern).fixed_zeros
         if said is not None and self.zeros not in (None, said):
             raise ValueError(f"pattern {self.pattern} has {said:g} zeros, not {self.zeros:g}; leave zeros out")
-        if said is not None and self.densities != "uniform":
-            raise ValueError(f"pattern {self.pattern} gives every layer {said:g} zeros; set densities: uniform")
+        if said is not None and self.allocation != "uniform":
+            raise ValueError(f"pattern {self.pattern} gives every layer {said:g} zeros; set allocation: uniform")
         if self._times()[1] < 1:
             raise ValueError(
                 f"no update every {self.update_every} steps fits between {self.begin:g} and {self.end:g} of "
@@ -94,7 +94,7 @@ class Gradual(SparseTraining):
         """Steps of the pattern to remove of each weight."""
         if pattern.window and zeros == self.share:  # m - n, which a rounded share could miss
             return {weight.name: pattern.window - pattern.kept for weight in weights}
-        counts = zeros_by_layer({weight.name: weight.value.shape for weight in weights}, zeros, self.densities)
+        counts = zeros_by_layer({weight.name: weight.value.shape for weight in weights}, zeros, self.allocation)
         removed = {}
         for weight in weights:
             steps = pattern.steps(*weight.matrix(weight.value).shape)

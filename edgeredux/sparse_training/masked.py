@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from edgeredux.sparse_training.densities import Densities, zeros_by_layer
+from edgeredux.sparse_training.allocation import Allocation, zeros_by_layer
 from edgeredux.sparse_training.step import STRICT, Plan, SparseTraining
 from edgeredux.sparse_training.topology import cosine_share, magnitude_mask, random_mask, replaced
 from edgeredux.sparse_training.weights import Weight
@@ -21,18 +21,18 @@ Growth: TypeAlias = Callable[[torch.nn.Parameter, torch.Generator], torch.Tensor
 
 @dataclass(frozen=True, config=STRICT)
 class Masked(SparseTraining):
-    """Exactly floor(zeros * weights) weights are zero after every update, shared among layers by `densities`.
+    """Exactly floor(zeros * weights) weights are zero after every update, shared among layers by `allocation`.
 
     `start`: "random" draws which (from the seed), "magnitude" takes the smallest of a model that was trained before.
     """
 
     zeros: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    densities: Densities = "erk"
+    allocation: Allocation = "erk"
     start: Literal["random", "magnitude"] = "random"
 
     def plan(self, weights: Sequence[Weight], seed: int) -> Plan:
         """The masks that training starts with."""
-        counts = zeros_by_layer({weight.name: weight.value.shape for weight in weights}, self.zeros, self.densities)
+        counts = zeros_by_layer({weight.name: weight.value.shape for weight in weights}, self.zeros, self.allocation)
         generator = torch.Generator().manual_seed(seed)
         return Plan(
             {

@@ -16,22 +16,22 @@ from typing import Literal, TypeAlias
 from edgeredux.errors import RecipeError
 from edgeredux.sparsity.counts import count_of
 
-Densities: TypeAlias = Literal["uniform", "erk"]
+Allocation: TypeAlias = Literal["uniform", "erk"]
 
 
-def zeros_by_layer(shapes: Mapping[str, Sequence[int]], zeros: float, densities: Densities) -> dict[str, int]:
+def zeros_by_layer(shapes: Mapping[str, Sequence[int]], zeros: float, allocation: Allocation) -> dict[str, int]:
     """Zeros of each layer, from the shapes of the weights. Raises RecipeError when a layer would keep nothing."""
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     keep = sum(sizes.values()) - count_of(zeros, sum(sizes.values()))
     relative = {
-        name: Fraction(1) if densities == "uniform" else Fraction(sum(shape), math.prod(shape))
+        name: Fraction(1) if allocation == "uniform" else Fraction(sum(shape), math.prod(shape))
         for name, shape in shapes.items()
     }
     kept = _whole(_scaled(sizes, relative, keep), keep)
     for name, count in kept.items():
         if count == 0:
             raise RecipeError(
-                f"layer {name} would keep none of its {sizes[name]} weights at zeros {zeros:g} ({densities}); "
+                f"layer {name} would keep none of its {sizes[name]} weights at zeros {zeros:g} ({allocation}); "
                 "ask for fewer zeros or exclude it"
             )
     return {name: sizes[name] - kept[name] for name in shapes}
