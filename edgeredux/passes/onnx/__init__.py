@@ -5,6 +5,8 @@ TABLE = {
     "gelu": "edgeredux.passes.onnx.gelu:Gelu",
     "fuse": "edgeredux.passes.onnx.fuse:Fuse",
     "dead_channels": "edgeredux.passes.onnx.dead_channels:DeadChannels",
+    "tile": "edgeredux.passes.onnx.tile:Tile",
+    "residual_sum": "edgeredux.passes.onnx.residual_sum:ResidualSum",
     "fix_shapes": "edgeredux.passes.onnx.fix_shapes:FixShapes",
     "clamp_mask": "edgeredux.passes.onnx.clamp_mask:ClampMask",
     "int8_dynamic": "edgeredux.passes.onnx.int8_dynamic:Int8Dynamic",

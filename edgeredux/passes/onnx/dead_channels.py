@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from edgeredux.artifact import Change, Format
 from edgeredux.passes.onnx import channels, files
 from edgeredux.passes.onnx.channels import Array, Region
+from edgeredux.passes.onnx.weights import give, initializer, stored
 from edgeredux.seams import PassContext, Tolerance
 
 Flags: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
@@ -79,35 +80,30 @@ def _unpadded(conv: ir.Node) -> bool:
 def _apply(found: Region, kept: Flags, moved: Flags, values: list[Array]) -> None:
     """Cut the channels that are not `kept`; what the `moved` ones gave their readers goes into the readers' biases."""
     producer = found.producer
-    _set(producer, 1, _turned(producer, channels.rows(producer)[kept]))
+    give(producer, 1, stored(producer, channels.rows(producer)[kept]), "cut")
     if len(producer.inputs) > 2 and (bias := channels.weight(producer, 2)) is not None:
-        _set(producer, 2, bias[kept])
+        give(producer, 2, bias[kept], "cut")
     for node, index in found.constants:
         array = files.constant(node.inputs[index])
         assert array is not None
         place = next(axis for axis, size in enumerate(array.shape) if size == len(kept))
-        _set(node, index, np.compress(kept, array, axis=place))
+        give(node, index, np.compress(kept, array, axis=place), "cut")
     for reader, value in zip(found.readers, values, strict=True):
         table = channels.rows(reader)
         gift = np.moveaxis(table, 1, 0).reshape(len(kept), table.shape[0], -1).sum(axis=2, dtype=np.float64)
         given = (np.where(moved, value, 0)[:, None] * gift).sum(axis=0).astype(np.float32)
-        _set(reader, 1, _turned(reader, np.compress(kept, table, axis=1)))
+        give(reader, 1, stored(reader, np.compress(kept, table, axis=1)), "cut")
         if given.any():
             _add(reader, given)
     for node in (producer, *found.nodes):
         node.outputs[0].shape = None
 
 
-def _turned(node: ir.Node, table: Array) -> Array:
-    turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 0)
-    return np.ascontiguousarray(table.T if turned else table)
-
-
 def _add(reader: ir.Node, given: Array) -> None:
     """Add `given` to what a linear operator puts out, in a bias that it has where it has one."""
     if reader.op_type != "MatMul":
         bias = channels.weight(reader, 2) if len(reader.inputs) > 2 else None
-        _set(reader, 2, given if bias is None else bias + given)
+        give(reader, 2, given if bias is None else bias + given, "cut")
         return
     out = reader.outputs[0]
     uses = list(out.uses())
@@ -115,35 +111,16 @@ def _add(reader: ir.Node, given: Array) -> None:
         index = 1 - uses[0].idx
         own = channels.weight(uses[0].node, index)
         if own is not None and own.shape == given.shape:
-            _set(uses[0].node, index, own + given)
+            give(uses[0].node, index, own + given, "cut")
             return
     graph = reader.graph
     assert graph is not None
-    constant = _initializer(reader, given)
+    constant = initializer(graph, f"{out.name}_cut", given)
     node = ir.node("Add", [out, constant], name=f"{reader.name}_constant")
     node.outputs[0].name = f"{out.name}_constant"
     graph.insert_after(reader, node)
     ir.convenience.replace_all_uses_with(out, node.outputs[0], replace_graph_outputs=True)
     node.replace_input_with(0, out)
-
-
-def _set(node: ir.Node, index: int, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> None:
-    """Give a node a constant of its own: the one it had may be shared."""
-    value = _initializer(node, array)
-    if index == len(node.inputs):
-        node.resize_inputs(index + 1)
-    node.replace_input_with(index, value)
-
-
-def _initializer(node: ir.Node, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> ir.Value:
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    count = 0
-    while (name := f"{node.outputs[0].name}_cut{count}") in graph.initializers:
-        count += 1
-    value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
-    graph.register_initializer(value)
-    return value
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
