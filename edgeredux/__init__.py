@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edgeredux.jobs import run as run
     from edgeredux.loading import load as load
+    from edgeredux.oneline import distill as distill
     from edgeredux.oneline import prune as prune
     from edgeredux.oneline_training import sparse_train as sparse_train
     from edgeredux.report import Report as Report
@@ -18,6 +19,7 @@ _LAZY = {
     "run": "edgeredux.jobs",
     "load": "edgeredux.loading",
     "prune": "edgeredux.oneline",
+    "distill": "edgeredux.oneline",
     "Report": "edgeredux.report",
     "sparse_train": "edgeredux.oneline_training",
 }

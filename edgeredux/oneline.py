@@ -48,6 +48,30 @@ def prune(
     return _apply("prune", options, model, data, seed, progress)
 
 
+def distill(
+    student: Model | torch.nn.Module | str,
+    teacher: Model | torch.nn.Module | str,
+    *,
+    data: AnyData,
+    steps: int = 100,
+    losses: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+    **options: Any,
+) -> Any:
+    """The student trained to repeat the teacher on `data`: a module where a module came in, else a Model.
+
+    Neither of the two is changed. `losses` is {name: weight} or {name: {option: value}}, all the task has by default;
+    `options` are the others of the recipe step `distill` (distillation/step.py), such as learning_rate, batch_size,
+    precision, temperature. `data` is unlabelled: texts for a Model with a tokenizer, else batches as dicts, tuples or
+    tensors; entries "labels" are kept for the loss `task`.
+
+    Raises RecipeError, ModelError or DataError with one line that says what is allowed.
+    """
+    said = {"steps": steps, "losses": None if losses is None else dict(losses), **options}
+    return _apply("distill", said, student, data, seed, progress, teacher)
+
+
 def _apply(
     name: str,
     options: Mapping[str, Any],
@@ -55,8 +79,9 @@ def _apply(
     data: AnyData,
     seed: int,
     progress: Progress,
+    teacher: Model | torch.nn.Module | str | None = None,
 ) -> Any:
-    """The model after one reduce step."""
+    """The model after one reduce step; the dense model it may look at is `teacher`, or the model itself."""
     import torch
 
     step: ReduceStep = registry.create("reduce step", name, options, f"edgeredux.{name}")
@@ -68,7 +93,7 @@ def _apply(
     step.check(wrapped)
     with tempfile.TemporaryDirectory(prefix="edgeredux-") as scratch:
         context = ReduceContext(
-            teacher=wrapped,
+            teacher=wrapped if teacher is None else as_model(teacher, items),
             calibration=feeds,
             training=feeds,
             seed=seed,

@@ -64,7 +64,8 @@ def as_feeds(model: Model, data: Sequence[Any]) -> list[Feed]:
             if name not in named:
                 given = ", ".join(map(str, named)) or "nothing"
                 raise DataError(f"data: batch {place} has no {name!r} for model {model.name}; it has: {given}")
-        feeds.append({name: _array(named[name], place, name) for name in model.input_names})
+        beside = [name for name in ("labels",) if name in named]  # no input, but what a loss may train by
+        feeds.append({name: _array(named[name], place, name) for name in (*model.input_names, *beside)})
     return feeds
 
 

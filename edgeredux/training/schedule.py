@@ -22,3 +22,13 @@ def share(schedule: Schedule, step: int, steps: int, warmup: float) -> float:
         return 1.0
     left = max(0.0, (steps - step) / max(1, steps - ramp))
     return left if schedule == "linear" else (1 + math.cos(math.pi * (1 - left))) / 2
+
+
+def cubic(step: int, begin: int, end: int, final: float) -> float:
+    """Share of zeros after update `step`: 0 until `begin`, `final` from `end` on, between them as a cubic.
+
+    final * (1 - (1 - (step - begin) / (end - begin))^3): Zhu and Gupta 2017, eq. 1, and Sanh et al. 2020, section 5.
+    """
+    if step >= end:
+        return final
+    return final * (1 - (1 - max(0, step - begin) / (end - begin)) ** 3)
