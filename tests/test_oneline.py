@@ -1,4 +1,4 @@
-"""edgeredux.prune in one line: on a Model, a transformers module and any module, with data of every kind."""
+"""edgeredux.prune and edgeredux.distill in one line: on a Model, a transformers module and any module, with data of every kind."""
 
 from __future__ import annotations
 
@@ -92,3 +92,41 @@ def test_mistakes_are_one_clear_error() -> None:
         edgeredux.prune(3, method="wanda")
     with pytest.raises(DataError, match="no 'attention_mask'"):
         edgeredux.prune(bert(), method="wanda", data=[{"input_ids": torch.ones(2, 3, dtype=torch.int64)}])
+
+
+def test_distillation_of_a_decoder_in_one_line() -> None:
+    teacher = llama()
+    tokens = torch.randint(0, 50, (4, 8, 12), generator=torch.Generator().manual_seed(1))
+    data = [{"input_ids": batch, "attention_mask": torch.ones_like(batch)} for batch in tokens]
+    student = edgeredux.prune(teacher, zeros=0.7)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    options = {"steps": 30, "losses": {"reverse_kl": 1.0}, "learning_rate": 3e-3}
+    trained = edgeredux.distill(student, teacher, data=data, **options)
+    assert isinstance(trained, LlamaForCausalLM)
+
+    def distance(module: torch.nn.Module) -> float:
+        with torch.no_grad():
+            p, q = (m(tokens[0]).logits.log_softmax(-1) for m in (module, teacher))
+        return float((p.exp() * (p - q)).sum(-1).mean())
+
+    assert distance(trained) < 0.7 * distance(student)
+    assert zeros(trained) == zeros(student) > 0.5
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_distillation_keeps_labels_and_refuses_what_is_unknown() -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    module = BertForSequenceClassification(BertConfig(vocab_size=50, num_labels=2, **sizes)).eval()
+    ids = torch.randint(0, 50, (3, 8, 6), generator=torch.Generator().manual_seed(1))
+    data = [{"input_ids": batch, "attention_mask": torch.ones_like(batch), "labels": batch[:, 0] % 2} for batch in ids]
+    trained = edgeredux.distill(module, module, data=data, steps=2, losses={"task": 1.0, "logits": 0.5})
+    assert isinstance(trained, BertForSequenceClassification)
+    with pytest.raises(RecipeError, match="unknown option 'step'; did you mean 'steps'"):
+        edgeredux.distill(module, module, data=data, step=2)
+    with pytest.raises(RecipeError, match=r"unknown loss 'embedding'.*Allowed: attention"):
+        edgeredux.distill(module, module, data=data, losses={"embedding": 1.0})
+    with pytest.raises(DataError, match="no training data"):
+        edgeredux.distill(module, module, data=[])

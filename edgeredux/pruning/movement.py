@@ -185,9 +185,8 @@ class MovementScores(Callback):
         done, steps = run.step + 1, self._said.steps
         if done % self._said.every and done != steps:
             return
-        removed = self._removed(
-            cubic(done, int(self._said.begin * steps), int(self._said.end * steps), self._said.share)
-        )
+        begin, end = int(self._said.begin * steps), int(self._said.end * steps)
+        removed = self._removed(cubic(done, begin, end, self._said.share))
         for name, layer in self._layers.items():
             weight = run.weights[name]
             whole = weight + self._stored[name]
@@ -202,7 +201,7 @@ class MovementScores(Callback):
         matrices = {name: Layer.as_matrix(layer.module, self.scores[name]) for name, layer in self._layers.items()}
         if self._pattern.window:
             return dict.fromkeys(matrices, count_of(share, self._pattern.window))
-        everything = {name: Asked(*value.shape, scores=value) for name, value in matrices.items()}
+        everything = {name: Asked(len(value), value.shape[1], scores=value) for name, value in matrices.items()}
         way = globally if self._said.allocation == "global" else uniform
         return way(everything, self._pattern, share)
 
