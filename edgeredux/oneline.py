@@ -55,20 +55,28 @@ def distill(
     data: AnyData,
     steps: int = 100,
     losses: Mapping[str, Any] | None = None,
+    learning_rate: float = 2e-4,
+    batch_size: int = 16,
+    options: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: Progress = silent,
-    **options: Any,
 ) -> Any:
     """The student trained to repeat the teacher on `data`: a module where a module came in, else a Model.
 
     Neither of the two is changed. `losses` is {name: weight} or {name: {option: value}}, all the task has by default;
-    `options` are the others of the recipe step `distill` (distillation/step.py), such as learning_rate, batch_size,
-    precision, temperature. `data` is unlabelled: texts for a Model with a tokenizer, else batches as dicts, tuples or
+    `options` are the others of the recipe step `distill` (distillation/step.py), such as {"temperature": 4.0,
+    "precision": "bfloat16", "cache": "folder"}. `data` is unlabelled: texts for a Model with a tokenizer, else batches as dicts, tuples or
     tensors; entries "labels" are kept for the loss `task`.
 
     Raises RecipeError, ModelError or DataError with one line that says what is allowed.
     """
-    said = {"steps": steps, "losses": None if losses is None else dict(losses), **options}
+    said = {
+        "steps": steps,
+        "losses": None if losses is None else dict(losses),
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        **(options or {}),
+    }
     return _apply("distill", said, student, data, seed, progress, teacher)
 
 

@@ -125,7 +125,7 @@ def test_distillation_keeps_labels_and_refuses_what_is_unknown() -> None:
     trained = edgeredux.distill(module, module, data=data, steps=2, losses={"task": 1.0, "logits": 0.5})
     assert isinstance(trained, BertForSequenceClassification)
     with pytest.raises(RecipeError, match="unknown option 'step'; did you mean 'steps'"):
-        edgeredux.distill(module, module, data=data, step=2)
+        edgeredux.distill(module, module, data=data, options={"step": 2})
     with pytest.raises(RecipeError, match=r"unknown loss 'embedding'.*Allowed: attention"):
         edgeredux.distill(module, module, data=data, losses={"embedding": 1.0})
     with pytest.raises(DataError, match="no training data"):
