@@ -65,8 +65,8 @@ def distill(
 
     Neither of the two is changed. `losses` is {name: weight} or {name: {option: value}}, all the task has by default;
     `options` are the others of the recipe step `distill` (distillation/step.py), such as {"temperature": 4.0,
-    "precision": "bfloat16", "cache": "folder"}. `data` is unlabelled: texts for a Model with a tokenizer, else batches as dicts, tuples or
-    tensors; entries "labels" are kept for the loss `task`.
+    "precision": "bfloat16", "cache": "folder"}. `data` is unlabelled: texts for a Model with a tokenizer, else batches
+    as dicts, tuples or tensors; entries "labels" are kept for the loss `task`.
 
     Raises RecipeError, ModelError or DataError with one line that says what is allowed.
     """
