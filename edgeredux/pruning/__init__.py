@@ -2,6 +2,7 @@
 
 TABLE = {
     "movement": "edgeredux.pruning.movement:Movement",
+    "depth": "edgeredux.pruning.depth:Depth",
     "prune": "edgeredux.pruning.unstructured:Prune",
     "channels": "edgeredux.pruning.channels:Channels",
     "structured": "edgeredux.pruning.structured:Structured",

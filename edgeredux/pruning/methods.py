@@ -125,7 +125,7 @@ class Fisher(Masking):
 class SparseGPT:
     """Optimal brain surgeon, column by column, the rest of the row refitted to each loss (sparsegpt.py)."""
 
-    damping: Annotated[float, Field(gt=0, le=1)] = 0.01  # of the mean of the Gram matrix' diagonal
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.03  # of the mean of the Gram matrix' diagonal
     block: Annotated[int, Field(ge=1, le=4096)] = 128  # columns that are chosen from together
     needs = "gram"
     compare = "matrix"
