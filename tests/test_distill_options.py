@@ -324,3 +324,31 @@ def test_finetuning_a_language_model_needs_no_labels(tmp_path: Path) -> None:
 def test_finetuning_without_labels_says_which_option_names_them(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.label"):
         Finetune().apply(tiny_classifier(), data(tiny_classifier(), tmp_path))
+
+
+def test_a_recipes_labels_reach_the_training_batches(tmp_path: Path) -> None:
+    from edgeredux.feeds import make_feeder
+    from edgeredux.recipe import DataSection
+
+    def tokenizer(texts: list[str], **_: Any) -> dict[str, Any]:
+        rows = [[len(word) for word in text.split()][:5] for text in texts]
+        longest = max(map(len, rows))
+        mask = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        return {"input_ids": np.array([row + [0] * (longest - len(row)) for row in rows]), "attention_mask": mask}
+
+    model = dataclasses.replace(tiny_classifier(), tokenizer=tokenizer, labels=("even", "odd", "third"))
+    lines = ["text,label", *(f"{'w' * (1 + i % 7)} text {i},{('even', 'odd', '2')[i % 3]}" for i in range(200))]
+    path = tmp_path / "labelled.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    feeder = make_feeder(model, DataSection(source=str(path), label="label", batch=16), seed=0)
+    feeds = feeder.training()
+    texts = feeder.data.parts["training"]
+    wanted = [{"even": 0, "odd": 1, "2": 2}[example.label] for example in texts]  # type: ignore[index]
+    assert np.concatenate([feed["labels"] for feed in feeds]).tolist() == wanted
+    assert all(len(feed["labels"]) == len(feed["input_ids"]) for feed in feeds)
+    assert not any("labels" in feed for feed in feeder.batches("calibration"))
+    given = dataclasses.replace(context(model, tmp_path), teacher=model, training=feeds)
+    _, change = Finetune(steps=2).apply(model, given)
+    assert change.details["loss_first"] > 0
+    with_none = make_feeder(model, DataSection(source=str(path), batch=16), seed=0)
+    assert not any("labels" in feed for feed in with_none.training())
