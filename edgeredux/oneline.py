@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgeredux import registry
 from edgeredux.errors import RecipeError
 from edgeredux.model import Model
+from edgeredux.processes import ALONE, Processes
 from edgeredux.seams import Progress, ReduceContext, ReduceStep, silent
 from edgeredux.wrapping import AnyData, as_feeds, as_model
 
@@ -28,13 +29,15 @@ def prune(
     exclude: Sequence[str] = (),
     seed: int = 0,
     progress: Progress = silent,
+    processes: Processes = ALONE,
 ) -> Any:
     """The pruned model, as a module where a module came in, else as a Model; what came in stays as it was.
 
     `method` and `pattern` are those of the recipe step `prune` (pruning/unstructured.py): magnitude, random, taylor,
     fisher, wanda, sparsegpt, alps; unstructured, n:m, blocks, tile. `zeros` is the share of weights that become exact
     zeros, 0.5 unless the pattern says. `data` calibrates methods that look at inputs or gradients: texts for a Model
-    with a tokenizer, else batches as dicts, tuples or tensors.
+    with a tokenizer, else batches as dicts, tuples or tensors. Under `accelerate launch` say processes=Accelerated()
+    (edgeredux/processes.py): the batches are shared out, and every process gets the same model.
 
     Raises RecipeError, ModelError or DataError with one line that says what is allowed.
     """
@@ -45,7 +48,7 @@ def prune(
         "allocation": allocation,
         "exclude": tuple(exclude),
     }
-    return _apply("prune", options, model, data, seed, progress)
+    return _apply("prune", options, model, data, seed, progress, processes=processes)
 
 
 def distill(
@@ -88,6 +91,7 @@ def _apply(
     seed: int,
     progress: Progress,
     teacher: Model | torch.nn.Module | str | None = None,
+    processes: Processes = ALONE,
 ) -> Any:
     """The model after one reduce step; the dense model it may look at is `teacher`, or the model itself."""
     import torch
@@ -108,6 +112,7 @@ def _apply(
             threads=torch.get_num_threads(),
             scratch=Path(scratch),
             progress=progress,
+            processes=processes,
         )
         reduced, _ = step.apply(wrapped, context)
     return reduced.module if isinstance(model, torch.nn.Module) else reduced

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from edgeredux.artifact import Change, Format
+from edgeredux.processes import ALONE, Processes
 from edgeredux.readings import AnyReading
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class ReduceContext:
     threads: int
     scratch: Path  # a folder of this step alone that survives a kill: checkpoints go here
     progress: Progress = silent
+    processes: Processes = ALONE  # that hold the same data, and pass a share of it through the model each
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from edgeredux.model import Model
+from edgeredux.processes import ALONE, Processes
 from edgeredux.pruning.gradients import gradients
 from edgeredux.pruning.layers import Layer
 from edgeredux.pruning.methods import Method, Statistics
@@ -16,7 +17,13 @@ from edgeredux.seams import Feed, Progress, silent
 
 
 def element_scores(
-    model: Model, names: Sequence[str], method: Method, feeds: Sequence[Feed], seed: int, progress: Progress = silent
+    model: Model,
+    names: Sequence[str],
+    method: Method,
+    feeds: Sequence[Feed],
+    seed: int,
+    progress: Progress = silent,
+    processes: Processes = ALONE,
 ) -> dict[str, torch.Tensor]:
     """Scores of the named layers' matrices, [outputs, inputs of a group] each, float32, all layers dense.
 
@@ -24,10 +31,11 @@ def element_scores(
     """
     parts = [Layer(name, model.module.get_submodule(name)) for name in names]
     if method.needs in ("norms", "gram"):
-        collector = Collector(method.needs)
+        collector = Collector(method.needs, processes)
         found: dict[str, torch.Tensor] = {}
 
         def visit(layer: Layer, inputs: Inputs) -> None:
+            collector.positions(inputs, layer.name)
             found[layer.name] = score(method, layer.matrix(), collector.take(inputs))
 
         walk(model, parts, feeds, visit, progress)

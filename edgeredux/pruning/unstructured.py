@@ -8,8 +8,6 @@ kernel: which patterns pay is the target file's to say.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass as plain
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -18,21 +16,18 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change
-from edgeredux.errors import DataError, ModelError, RecipeError
+from edgeredux.errors import ModelError, RecipeError
 from edgeredux.model import Model
+from edgeredux.processes import share_of
 from edgeredux.pruning import allocation as ways
 from edgeredux.pruning.layers import Layer, block_of, layers
-from edgeredux.pruning.methods import Method, Statistics, method
-from edgeredux.pruning.scores import element_scores, statistics_without_inputs
-from edgeredux.pruning.statistics import Collector, relative_error, towards
-from edgeredux.pruning.walk import Inputs, stops, walk
+from edgeredux.pruning.methods import Method, method
+from edgeredux.pruning.scores import element_scores
+from edgeredux.pruning.statistics import Collector, agreed
+from edgeredux.pruning.walk import Inputs, walk
+from edgeredux.pruning.work import Work
 from edgeredux.seams import ReduceContext
 from edgeredux.sparsity.patterns import Pattern, parse
-
-_MINIMUM_POSITIONS = 16
-_REFERENCE_DAMPING = (
-    0.3  # of the mean diagonal: less follows the calibration data too closely (docs/decisions/reduction.md)
-)
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -106,12 +101,17 @@ class Prune:
         self.check(model)
         torch.set_num_threads(context.threads)
         chosen = method(self.method)
+        if context.processes.count > 1:
+            if chosen.needs == "gradients":
+                raise RecipeError(f"prune: method {self._name()} takes gradients over all data: use one process")
+            context = replace(context, calibration=share_of(context.processes, context.calibration, "prune"))
         student = model.after(copy.deepcopy(model.module).eval(), repr(self))
-        work = _Work(layers(student, self.exclude), chosen, self._pattern(chosen))
+        work = Work(layers(student, self.exclude), chosen, self._pattern(chosen))
         dense = (model, layers(model, self.exclude)) if self.reference == "dense" else None
         with torch.no_grad():
             removed = self._allocate(student, work, context)
             errors = work.zero(student, removed, context, dense)
+            agreed(context.processes, {layer.name: layer.matrix() for layer in work.layers})
         zeros = {layer.name: int((layer.matrix() == 0).sum()) for layer in work.layers}
         weights = sum(layer.matrix().numel() for layer in work.layers)
         context.progress(f"{self._name()}", 1, 1)
@@ -130,7 +130,7 @@ class Prune:
     def _pattern(self, chosen: Method) -> Pattern:
         return parse(self.pattern, chosen.compare if self.compare == "auto" else self.compare)
 
-    def _allocate(self, model: Model, work: _Work, context: ReduceContext) -> dict[str, int]:
+    def _allocate(self, model: Model, work: Work, context: ReduceContext) -> dict[str, int]:
         asked = {
             layer.name: ways.Asked(len(layer.matrix()), layer.matrix().shape[1], block_of(model, layer.name) or "")
             for layer in work.layers
@@ -142,7 +142,9 @@ class Prune:
             for layer, share in zip(work.layers, _outliers(model, work, context, self.outlier), strict=True):
                 asked[layer.name] = replace(asked[layer.name], outliers=share)
             return ways.by_share(asked, work.pattern, ways.owl_shares(asked, self.share, self.spread), self.share)
-        scores = element_scores(model, names, work.method, context.calibration, context.seed, context.progress)
+        scores = element_scores(
+            model, names, work.method, context.calibration, context.seed, context.progress, context.processes
+        )
         values = list(scores.values())
         if work.method.needs in ("norms", "gram"):
             values = ways.relative(values)
@@ -151,68 +153,12 @@ class Prune:
         return ways.globally(asked, work.pattern, self.share)
 
 
-@plain(frozen=True)
-class _Work:
-    """The layers of the student, and how they are to be pruned."""
-
-    layers: Sequence[Layer]
-    method: Method
-    pattern: Pattern
-
-    def zero(
-        self,
-        student: Model,
-        removed: dict[str, int],
-        context: ReduceContext,
-        dense: tuple[Model, Sequence[Layer]] | None,
-    ) -> dict[str, float]:
-        """Prune every layer in place; relative output errors by layer where the Gram matrices were taken."""
-        errors: dict[str, float] = {}
-        if self.method.needs in ("weights", "gradients"):
-            names = [layer.name for layer in self.layers]
-            known = statistics_without_inputs(student, names, self.method, context.calibration, context.seed)
-            for place, layer in enumerate(self.layers):
-                context.progress(layer.name, place, len(self.layers))
-                self.solve(layer, [known[layer.name]] * layer.groups, removed[layer.name])
-            return errors
-        collector = Collector(self.method.needs)
-        twin = stops(dense[0], dense[1], context.calibration) if dense is not None else None
-        for layer, inputs in stops(student, self.layers, context.calibration, context.progress):
-            positions = sum(part.shape[1] for part in inputs)
-            if positions < _MINIMUM_POSITIONS:
-                raise DataError(
-                    f"prune: {positions} calibration positions at {layer.name} are too few; at least "
-                    f"{_MINIMUM_POSITIONS} are needed, so give more texts"
-                )
-            before, known_here = layer.matrix().clone(), collector.take(inputs)
-            if twin is not None:
-                other, given = next(twin)
-                assert other.name == layer.name
-                layer.store(_towards(before, known_here, given, inputs))
-            self.solve(layer, known_here, removed[layer.name])
-            error = relative_error(before, layer.matrix(), known_here)
-            if error is not None:
-                errors[layer.name] = error
-            del inputs
-        return errors
-
-    def solve(self, layer: Layer, known: Sequence[Statistics], removed: int) -> None:
-        """Prune one layer in place; the row groups of a grouped convolution one by one, each with its own inputs."""
-        parts = layer.matrix().chunk(layer.groups)
-        solved = []
-        for group, (part, item) in enumerate(zip(parts, known, strict=True)):
-            count = removed
-            if layer.groups > 1 and self.pattern.compete == "matrix" and not self.pattern.window:
-                count = removed * (group + 1) // layer.groups - removed * group // layer.groups
-            solved.append(self.method.solve(part, item, self.pattern, count))
-        layer.store(torch.cat(solved))
-
-
-def _outliers(model: Model, work: _Work, context: ReduceContext, outlier: float) -> list[float]:
+def _outliers(model: Model, work: Work, context: ReduceContext, outlier: float) -> list[float]:
     found: dict[str, float] = {}
-    collector = Collector("norms")
+    collector = Collector("norms", context.processes)
 
     def visit(layer: Layer, inputs: Inputs) -> None:
+        collector.positions(inputs, layer.name)
         known = collector.take(inputs)
         parts = zip(layer.matrix().chunk(layer.groups), known, strict=True)
         shares = [ways.outlier_share(part, item.norms, outlier) for part, item in parts if item.norms is not None]
@@ -220,14 +166,3 @@ def _outliers(model: Model, work: _Work, context: ReduceContext, outlier: float)
 
     walk(model, work.layers, context.calibration, visit, context.progress)
     return [found[layer.name] for layer in work.layers]
-
-
-def _towards(weight: torch.Tensor, known: Sequence[Statistics], dense: Inputs, pruned: Inputs) -> torch.Tensor:
-    parts = []
-    for group, (part, item) in enumerate(zip(weight.chunk(len(known)), known, strict=True)):
-        assert item.gram is not None
-        cross = torch.zeros_like(item.gram)
-        for a, b in zip(dense, pruned, strict=True):
-            cross.addmm_(a[group].float().T, b[group].float())
-        parts.append(towards(part, item.gram, cross, _REFERENCE_DAMPING))
-    return torch.cat(parts)
