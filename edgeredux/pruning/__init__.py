@@ -3,6 +3,7 @@
 TABLE = {
     "movement": "edgeredux.pruning.movement:Movement",
     "depth": "edgeredux.pruning.depth:Depth",
+    "vocabulary": "edgeredux.pruning.vocabulary:Vocabulary",
     "prune": "edgeredux.pruning.unstructured:Prune",
     "channels": "edgeredux.pruning.channels:Channels",
     "structured": "edgeredux.pruning.structured:Structured",
