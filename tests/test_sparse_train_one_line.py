@@ -64,6 +64,25 @@ def test_learns_from_scratch_with_exact_zeros(method: str) -> None:
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
+def test_zeros_of_before_stay_in_excluded_layers_alone() -> None:
+    """Half of two layers is zero; in one the weights come back under a weak penalty, the other is left out."""
+    module = net()
+    with torch.no_grad():
+        for place in (4, 6):
+            module[place].weight[:, ::2] = 0
+    trained = edgeredux.sparse_train(
+        module,
+        data=quadrants(),
+        loss=F.cross_entropy,
+        method={"l1": {"strength": 1e-6}},
+        steps=40,
+        exclude=["0", "6"],
+    )
+    assert int((trained[4].weight == 0).sum()) < 1000  # of 1536; those of dead inputs have no gradient
+    assert not bool(trained[6].weight[:, ::2].any())
+    assert bool((trained[6].weight[:, 1::2] != 0).all())
+
+
 def test_same_seed_same_bytes() -> None:
     runs = [
         edgeredux.sparse_train(
