@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import channel_nets as nets
@@ -206,3 +209,52 @@ def test_attention_and_recurrence_are_left_alone_beside_what_can_go() -> None:
     graph, found = traced(model, (5, 8))
     assert [(group.name, len(group.units)) for group in found.groups] == [("wide", 16)]
     assert prove(model, graph, found, found.groups[0].units[::2]) is None
+
+
+@pytest.mark.parametrize(("file", "blocks"), [("resnet20-12fca82f.th", 3), ("resnet56-4bfd9763.th", 9)])
+def test_trained_cifar_resnets(file: str, blocks: int, shared_data: Path) -> None:
+    """The state dicts of He et al.'s nets (option A shortcuts): 16 coupled stream channels and every inner layer."""
+    saved = torch.load(shared_data / "model-resnet-cifar10" / file, weights_only=True, map_location="cpu")["state_dict"]
+    net = nets.ResNet20(blocks)
+    net.load_state_dict({name.removeprefix("module."): value for name, value in saved.items()})
+    model = dataclasses.replace(nets.net("resnet20"), module=net.eval())
+    graph, found = traced(model, (3, 32, 32))
+    sizes = sorted(len(group.units) for group in found.groups)
+    assert sizes == sorted([16] + [16] * blocks + [32] * blocks + [64] * blocks)
+    gone = np.concatenate([group.units[::2] for group in found.groups])
+    assert prove(model, graph, found, gone) is None
+    x = torch.from_numpy(nets.feeds_of((3, 32, 32), 1, 4)[0]["x"])
+    wanted = masked_outputs(model, found, gone, x)[0]
+    small = copy.deepcopy(net)
+    cut(small, found, gone)
+    with torch.no_grad():
+        made = small(x)
+    assert sum(value.numel() for value in small.parameters()) < 0.6 * sum(value.numel() for value in net.parameters())
+    np.testing.assert_allclose(made.numpy(), wanted.numpy(), atol=1e-3 * float(wanted.abs().max()))
+
+
+def test_the_linear_of_gpt2_and_residual_features() -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.narrow = Conv1D(24, 8), Conv1D(8, 24)
+            nn.init.normal_(self.wide.bias)
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            return self.last(x + self.narrow(F.gelu(self.wide(x))))
+
+    model = nets.model_of(Block(), (5, 4))
+    graph, found = traced(model, (5, 4))
+    assert {group.name: len(group.units) for group in found.groups} == {"wide": 24, "first, narrow": 8}
+    gone = np.concatenate([group.units[1::2] for group in found.groups])
+    x = torch.randn(2, 5, 4)
+    wanted = masked_outputs(model, found, gone, x)[0]
+    assert prove(model, graph, found, gone) is None
+    cut(model.module, found, gone)
+    assert (model.module.wide.nf, model.module.wide.weight.shape) == (12, (4, 12))
+    with torch.no_grad():
+        np.testing.assert_allclose(model.module(x).numpy(), wanted.numpy(), atol=1e-5)
