@@ -13,9 +13,9 @@ from tiny_models import bert_config, model_of, tiny_llama, tokens, two_heads
 
 from edgeredux import loading
 from edgeredux.distillation.step import Distill
-from edgeredux.distillation.student import Student
 from edgeredux.errors import ModelError, RecipeError
 from edgeredux.model import Model
+from edgeredux.pruning.student import Student
 from edgeredux.registry import create
 
 AXES = ("batch", "sequence", None)
@@ -134,7 +134,7 @@ def test_layers_that_are_not_there(layers: Any, said: str) -> None:
 
 
 def test_a_model_without_layers() -> None:
-    with pytest.raises(ModelError, match="0 lists of as many layers"):
+    with pytest.raises(ModelError, match="0 stacks of layers"):
         Student(layers=1).check(two_heads())
     with pytest.raises(RecipeError, match="layers"):
         create("reduce step", "student", {}, "test")

@@ -1,7 +1,6 @@
-"""Distillation from the dense model, shallower students, fine-tuning on labels. Name -> "module:Class"."""
+"""Distillation from the dense model and fine-tuning on labels. Name -> "module:Class"."""
 
 TABLE = {
     "distill": "edgeredux.distillation.step:Distill",
-    "student": "edgeredux.distillation.student:Student",
     "finetune": "edgeredux.distillation.finetune:Finetune",
 }

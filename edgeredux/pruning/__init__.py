@@ -1,6 +1,7 @@
 """Pruning: one method a file. Name -> "module:Class"."""
 
 TABLE = {
+    "student": "edgeredux.pruning.student:Student",
     "movement": "edgeredux.pruning.movement:Movement",
     "depth": "edgeredux.pruning.depth:Depth",
     "vocabulary": "edgeredux.pruning.vocabulary:Vocabulary",
