@@ -323,3 +323,32 @@ def test_recomputed_activations_give_the_same_gradients(make: Any) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     with pytest.raises(ModelError, match="no transformers model"), activations_recomputed(two_heads().module, True):
         pass
+
+
+def test_masks_hold_whatever_an_optimizer_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that moves every weight, gradient or not: what callbacks see and what is left at the end is masked."""
+
+    class Pusher(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            for group in self.param_groups:
+                for value in group["params"]:
+                    value.add_(1.0)
+
+    class Look(Callback):
+        def on_step(self, run: Run) -> None:
+            assert int((run.weights["0.weight"] == 0).sum()) == 24
+
+    monkeypatch.setattr(Settings, "make_optimizer", lambda self, weights: Pusher(weights, lr=self.learning_rate))
+    for callbacks in ([], [Look()]):
+        module = net()
+        weights = trainable(module, embeddings=False)
+        train(
+            Settings(2, 0.1),
+            weights,
+            Batches(samples(), 4, 0),
+            loss_of(module),
+            zero=half(module),
+            callbacks=callbacks,
+        )
+        assert int((weights["0.weight"] == 0).sum()) == 24
