@@ -17,11 +17,21 @@ from edgeredux.wrapping import AnyData, as_feeds, as_model
 if TYPE_CHECKING:
     import torch
 
+# Pattern -> the reduce step that takes such units out, and what its options call the share and the method.
+STRUCTURED: Mapping[str, tuple[str, str, str]] = {
+    "neurons": ("structured", "ffn", "importance"),
+    "heads": ("structured", "heads", "importance"),
+    "channels": ("channels", "share", "importance"),
+    "width": ("width", "share", "importance"),
+    "depth": ("depth", "share", "importance"),
+    "vocabulary": ("vocabulary", "", ""),
+}
+
 
 def prune(
     model: Model | torch.nn.Module | str,
     *,
-    method: str | Mapping[str, Any] = "magnitude",
+    method: str | Mapping[str, Any] | None = None,
     pattern: str = "unstructured",
     zeros: float | None = None,
     data: AnyData = None,
@@ -33,22 +43,53 @@ def prune(
 ) -> Any:
     """The pruned model, as a module where a module came in, else as a Model; what came in stays as it was.
 
-    `method` and `pattern` are those of the recipe step `prune` (pruning/unstructured.py): magnitude, random, taylor,
-    fisher, wanda, sparsegpt, alps; unstructured, n:m, blocks, tile. `zeros` is the share of weights that become exact
-    zeros, 0.5 unless the pattern says. `data` calibrates methods that look at inputs or gradients: texts for a Model
-    with a tokenizer, else batches as dicts, tuples or tensors. Under `accelerate launch` say processes=Accelerated()
-    (edgeredux/processes.py): the batches are shared out, and every process gets the same model.
+    Zeros in place: `pattern` unstructured, n:m, a block or tile, `method` magnitude (the default), random, taylor,
+    fisher, wanda, sparsegpt or alps, as in the recipe step `prune` (pruning/unstructured.py). Shapes that shrink:
+    `pattern` neurons, heads, channels, width, depth or vocabulary, as in the steps of STRUCTURED, whose own method is
+    the default. `zeros` is the share that goes, 0.5 unless the pattern says. `data` calibrates methods that look at
+    inputs or gradients: texts for a Model with a tokenizer, else batches as dicts, tuples or tensors. Under
+    `accelerate launch` say processes=Accelerated() (edgeredux/processes.py): the batches are shared out, and every
+    process gets the same model.
 
     Raises RecipeError, ModelError or DataError with one line that says what is allowed.
     """
-    options: dict[str, Any] = {
-        "method": method if isinstance(method, str) else dict(method),
+    if pattern in STRUCTURED:
+        step, options = _structured(pattern, method, zeros, allocation, exclude)
+        return _apply(step, options, model, data, seed, progress, processes=processes)
+    options = {
+        "method": dict(method) if isinstance(method, Mapping) else method or "magnitude",
         "pattern": pattern,
         "zeros": zeros,
         "allocation": allocation,
         "exclude": tuple(exclude),
     }
     return _apply("prune", options, model, data, seed, progress, processes=processes)
+
+
+def _structured(
+    pattern: str,
+    method: str | Mapping[str, Any] | None,
+    zeros: float | None,
+    allocation: str,
+    exclude: Sequence[str],
+) -> tuple[str, dict[str, Any]]:
+    """The step of a structured pattern with its options; only what was asked for is said, so that it can refuse."""
+    step, share, importance = STRUCTURED[pattern]
+    options: dict[str, Any] = {"ffn": 0.0, "heads": 0.0} if step == "structured" else {}
+    for name, value, said in (
+        (share, 0.5 if zeros is None else zeros, bool(share) or zeros is not None),
+        (importance, method, method is not None),
+        ("allocation", allocation, allocation != "uniform"),
+        ("exclude", tuple(exclude), bool(exclude)),
+    ):
+        if said and not name:
+            what = "zeros" if value == zeros else "method"
+            raise RecipeError(
+                f"edgeredux.prune: pattern {pattern} takes no {what}: the data says which tokens are used"
+            )
+        if said:
+            options[name] = value
+    return step, options
 
 
 def distill(

@@ -130,3 +130,23 @@ def test_distillation_keeps_labels_and_refuses_what_is_unknown() -> None:
         edgeredux.distill(module, module, data=data, losses={"embedding": 1.0})
     with pytest.raises(DataError, match="no training data"):
         edgeredux.distill(module, module, data=[])
+
+
+@pytest.mark.parametrize(("pattern", "shape"), [("neurons", (32, 32)), ("heads", (64, 16))])
+def test_structured_patterns_shrink_shapes(pattern: str, shape: tuple[int, int]) -> None:
+    model = bert()
+    pruned = edgeredux.prune(model, pattern=pattern, zeros=0.5, data=feeds())
+    block = pruned.module.encoder.layer[0]
+    assert (block.intermediate.dense.out_features, block.attention.self.query.out_features) == shape
+
+
+def test_depth_and_channels_by_pattern() -> None:
+    model = bert()
+    assert len(edgeredux.prune(model, pattern="depth", data=feeds()).module.encoder.layer) == 1
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+    batches = [torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    assert edgeredux.prune(net, pattern="channels", zeros=0.5, data=batches)[0].out_channels == 4
+    with pytest.raises(RecipeError, match="takes no zeros"):
+        edgeredux.prune(model, pattern="vocabulary", zeros=0.5, data=feeds())
+    with pytest.raises(RecipeError, match="influence"):
+        edgeredux.prune(model, pattern="depth", method="wanda", data=feeds())
