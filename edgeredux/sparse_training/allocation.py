@@ -3,7 +3,7 @@
 uniform     every layer the same share, whatever its size
 erk         Erdos-Renyi-Kernel (Evci et al. 2020, section 3): a layer's density is proportional to the sum of its
             weight's dimensions over their product, so large layers are sparser. For a Linear that is Erdos-Renyi
-            (Mocanu et al. 2018, eq. 3), (inputs + outputs) / (inputs * outputs). Layers that would exceed 1 are dense
+            (Mocanu et al. 2018), (inputs + outputs) / (inputs * outputs). Layers that would exceed 1 are dense
 """
 
 from __future__ import annotations
