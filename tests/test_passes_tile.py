@@ -16,6 +16,7 @@ from edgeredux.artifact import Artifact
 from edgeredux.errors import ArtifactError
 from edgeredux.passes.onnx import tile_cost
 from edgeredux.passes.onnx.dead_channels import DeadChannels
+from edgeredux.passes.onnx.int8_dynamic import Int8Dynamic
 from edgeredux.passes.onnx.residual_sum import ResidualSum
 from edgeredux.passes.onnx.tile import Tile
 from edgeredux.passes.onnx.tile_bands import block, density, groupings
@@ -284,3 +285,30 @@ def optimised(path: Path, folder: Path) -> str:
     options.log_severity_level = 3
     onnxruntime.InferenceSession(str(path), options)
     return " ".join(kinds(folder / "optimised.onnx"))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_int8_quantises_an_activation_once_for_all_bands(tmp_path: Path, context: PassContext, bias: bool) -> None:
+    weight = tiled(512, 768)
+    x, y = (FLOAT, ["b", "s", 768]), (FLOAT, ["b", "s", 512])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m" if bias else "y"], name="layer")]
+    weights = {"w": np.ascontiguousarray(weight.T)}
+    if bias:
+        nodes += [helper.make_node("Add", ["m", "c"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
+        weights["c"] = RNG.normal(size=512).astype(np.float32)
+    source = save(tmp_path / "m.onnx", nodes, {"x": x}, {"y": y}, weights)
+    assert Tile(minimum_gain=0, tokens=256, int8=True).run(source, tmp_path / "t.onnx", context).changed
+    change = Int8Dynamic().run(tmp_path / "t.onnx", tmp_path / "q.onnx", context)
+    assert (change.details["matmuls"], change.details["shared"]) == (4, 4)
+    found = kinds(tmp_path / "q.onnx")
+    assert (found["DynamicQuantizeLinear"], found["Gather"], found["MatMulInteger"]) == (1, 4, 4)
+    assert Int8Dynamic().run(source, tmp_path / "dense.onnx", context).changed
+    feed = {"x": RNG.normal(size=(2, 7, 768)).astype(np.float32)}
+    # Against the dense int8 file: same activation steps, same weight steps, so the same integers and sums.
+    np.testing.assert_allclose(
+        outputs(tmp_path / "q.onnx", **feed)[0], outputs(tmp_path / "dense.onnx", **feed)[0], atol=1e-4
+    )
+    # ONNX Runtime's own fusion takes every band, its bias included.
+    run = optimised(tmp_path / "q.onnx", tmp_path).split()
+    assert (run.count("MatMulIntegerToFloat"), run.count("MatMulInteger")) == (1, 0)
+    assert "Add" not in run

@@ -17,6 +17,7 @@ from edgeredux.artifact import Change, Format
 from edgeredux.errors import InternalError, one_line
 from edgeredux.passes.onnx import files
 from edgeredux.passes.onnx.int8_rows import Int8Rows
+from edgeredux.passes.onnx.int8_shared import ShareQuantisation
 from edgeredux.seams import PassContext, Tolerance
 
 
@@ -27,7 +28,8 @@ class Int8Dynamic:
     Given   y = MatMul(x, w)
     Result  xq, xs, xz = DynamicQuantizeLinear(x); y = Cast(MatMulInteger(xq, wq, xz, 0)) * (xs * ws)
 
-    By ONNX Runtime's quantize_dynamic; embedding tables by `Int8Rows`, one scale a row. Weights that are zero stay
+    By ONNX Runtime's quantize_dynamic; embedding tables by `Int8Rows`, one scale a row. Products that read parts of one
+    activation (pass tile) share its quantisation (`ShareQuantisation`). Weights that are zero stay
     zero (checked, an error otherwise). `per_channel`: one scale an output column. `embeddings`: tables too.
     `reduce_range`: 7-bit weights. x86 without VNNI (before Cascade Lake, Zen 4) adds pairs of u8 x s8 products in 16
     bits and saturates: with full range 255 * 127 * 2 overflows. Arm and VNNI do not, and keep the eighth bit.
@@ -47,7 +49,7 @@ class Int8Dynamic:
     )
 
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
-        """The quantised graph; details count `matmuls`, `tables` and `zeros_kept`. Raises ArtifactError."""
+        """The quantised graph; details count `matmuls`, `tables`, `zeros_kept`, `shared`. Raises ArtifactError."""
         model = files.read(source)
         common.NameFixPass()(model)  # the quantiser makes names from node names, and nodes may have none
         before = _weights(model)
@@ -75,13 +77,15 @@ class Int8Dynamic:
                 quantised = files.read(made)
                 matmuls = sum(node.op_type == "MatMulInteger" for node in quantised.graph.all_nodes())
                 kept = _zeros_kept(before, quantised)
+                sharing = ShareQuantisation()
+                sharing(quantised)
                 if matmuls or tables.tables:
                     files.write(quantised, out)
         except (ValueError, RuntimeError, NotImplementedError, KeyError) as problem:
             return Change("int8_dynamic", False, one_line(f"declined: ONNX Runtime cannot quantise it: {problem}", 300))
         if not matmuls and not tables.tables:
             return Change("int8_dynamic", False, "declined: no MatMul, Gemm or embedding has constant float weights")
-        details = {"matmuls": matmuls, "tables": len(tables.tables), "zeros_kept": kept}
+        details = {"matmuls": matmuls, "tables": len(tables.tables), "zeros_kept": kept, "shared": sharing.shared}
         return Change("int8_dynamic", True, f"{matmuls} MatMuls and {len(tables.tables)} tables to int8", details)
 
 

@@ -38,7 +38,7 @@ class LowerTiles(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         OrderChannels(self._choose)(model)
         for graph in list(files.graphs(model)):
-            lowering = Lowering(graph)
+            lowering = Lowering(graph, spread_bias=self.rates is tile_cost.INT8)
             for node in list(graph):
                 if channels.is_linear(node) and (node.op_type != "Conv" or _pointwise(node)):
                     self._lower(node, lowering)

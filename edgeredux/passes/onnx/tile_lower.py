@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeredux.passes.onnx import channels
+from edgeredux.passes.onnx.channels import Array
 from edgeredux.passes.onnx.tile_bands import Band, Indices, block, contiguous
 from edgeredux.passes.onnx.weights import initializer, stored
 
@@ -19,11 +20,13 @@ class Lowering:
     Result  y = Concat(MatMul(Gather(x, rows1), w1), MatMul(Gather(x, rows2), w2), ...)
 
     Rows that lie together are a Slice. Rows in aligned blocks are gathered block by block on the view [.., K / B, B]:
-    one copy of B values instead of B copies. Convolutions of 1x1 read channels on axis 1.
+    one copy of B values instead of B copies. Convolutions of 1x1 read channels on axis 1. `spread_bias`: the Add of a
+    bias behind a MatMul goes into the bands, where runtimes fuse it with an integer product.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, *, spread_bias: bool) -> None:
         self.graph = graph
+        self.spread_bias = spread_bias
         self._read: dict[tuple[int, bytes], ir.Value] = {}
         self._views: dict[tuple[int, int], ir.Value] = {}
 
@@ -34,6 +37,7 @@ class Lowering:
         bias = channels.weight(node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else None
         axis = 1 if node.op_type == "Conv" else -1
         made: list[ir.Node] = []
+        add = _bias_behind(node) if self.spread_bias and len(bands) > 1 else None
         parts: list[ir.Value] = []
         for band in bands:
             inputs: list[ir.Value | None] = [
@@ -43,6 +47,9 @@ class Lowering:
             if bias is not None:
                 inputs.append(initializer(self.graph, f"{out.name}_bias", bias[band.start : band.stop]))
             made.append(ir.node(node.op_type, inputs, dict(node.attributes)))
+            if add is not None:
+                behind = initializer(self.graph, f"{out.name}_bias", add[1][band.start : band.stop])
+                made.append(ir.node("Add", [made[-1].outputs[0], behind]))
             parts.append(made[-1].outputs[0])
         if len(parts) > 1:
             made.append(ir.node("Concat", parts, {"axis": _axis(out, axis)}))
@@ -53,6 +60,10 @@ class Lowering:
                 part.outputs[0].name = f"{out.name}_tile{index}"
                 part.outputs[0].type = out.type
         made[-1].outputs[0].shape = out.shape
+        if add is not None:
+            sum_of = add[0].outputs[0]
+            ir.convenience.replace_all_uses_with(sum_of, out)
+            self.graph.remove(add[0], safe=True)
         ir.convenience.replace_nodes_and_values(self.graph, node, [node], made, [out], [made[-1].outputs[0]])
 
     def _reading(
@@ -89,6 +100,19 @@ class Lowering:
         shape = np.array([0] * (rank - 1) + [len(columns)])
         made.append(ir.node("Reshape", [made[-1].outputs[0], constant("flat", shape)]))
         return made[-1].outputs[0]
+
+
+def _bias_behind(node: ir.Node) -> tuple[ir.Node, Array] | None:
+    """The Add that alone reads this MatMul, in the same graph, and the bias that it adds."""
+    out = node.outputs[0]
+    uses = list(out.uses())
+    if node.op_type != "MatMul" or len(uses) != 1 or out.is_graph_output():
+        return None
+    add = uses[0].node
+    if add.op_type != "Add" or add.domain != "" or add.graph is not node.graph or add.outputs[0].is_graph_output():
+        return None
+    bias = channels.weight(add, 1 - uses[0].idx)
+    return (add, bias) if bias is not None and bias.shape == channels.rows(node).shape[:1] else None
 
 
 def _axis(value: ir.Value, axis: int) -> int:

@@ -1,0 +1,1 @@
+"""What tools/bench_passes measures: single layers and whole models, dense beside lowered."""
