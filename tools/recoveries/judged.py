@@ -36,7 +36,7 @@ def judge(folder: Path, data: Path) -> dict[str, Any]:
     pattern = next((options.get("pattern", "") for step in recipe["reduce"] for options in step.values()), "")
     found: dict[str, Any] = {
         "recipe": recipe["name"],
-        "recipe_sha256": recipe["sha256"],
+        "recipe_sha256": manifest["identity"]["recipe"],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": recipe["seed"],
         "threads": recipe["threads"],
