@@ -173,6 +173,8 @@ targets_app = typer.Typer(
 recipes_app = typer.Typer(help="The recipes that come with edgeredux.", rich_markup_mode=None)
 app.add_typer(targets_app, name="targets", invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes", invoke_without_command=True)
+passes_app = typer.Typer(help="The graph passes, alone, on any ONNX or TFLite file.", rich_markup_mode=None)
+app.add_typer(passes_app, name="passes", invoke_without_command=True)
 
 
 @targets_app.callback()
@@ -258,6 +260,47 @@ def recipes_copy(
 
     source = recipe.find(name)
     _new_file(to or Path(f"{source.stem}.yaml"), source.read_text(encoding="utf-8"))
+
+
+@passes_app.callback()
+def passes_root(context: typer.Context, as_json: JsonOption = False) -> None:
+    """Without a subcommand: list."""
+    if context.invoked_subcommand is None:
+        passes_list(as_json)
+
+
+@passes_app.command("list")
+def passes_list(as_json: JsonOption = False) -> None:
+    """Name, format and description of every pass."""
+    _rows(_isolated("edgeredux.one_pass:names", {}, as_json, False), as_json)
+
+
+@passes_app.command("run")
+def passes_run(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A pass (see: passes list).")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The file to rewrite; it stays as it is.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; never overwritten.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of the pass; may be repeated.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", metavar="F.npz", help="Arrays by input name to compare outputs on.")
+    ] = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Rewrite one file by one pass and prove that it computes the same. Exit code 1: the pass declined, no file."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="edgeredux-") as scratch:
+        arguments = {"name": name, "source": source, "out": out, "settings": settings or [], "data": data}
+        log = Path(scratch, "log")
+        answer = _isolated("edgeredux.one_pass:run", {**arguments, "log": log}, as_json, verbose)
+    if as_json:
+        print(json.dumps(answer, indent=1))
+    else:
+        _say(f"{name}: {answer['why']}" + (f"; wrote {out}" if answer["changed"] else "; nothing was written"))
+    raise typer.Exit(0 if answer["changed"] else 1)
 
 
 @app.command()

@@ -138,9 +138,14 @@ def _axes(name: str, shape: list[Any]) -> tuple[str | None, ...]:
 
 
 def _example(name: str, kind: str, shape: list[Any], sequence: int, found: dict[str, Any]) -> np.ndarray[Any, Any]:
+    sizes = [s if isinstance(s, int) and s > 0 else (1 if i == 0 else sequence) for i, s in enumerate(shape)]
+    return example(name, kind, sizes, found["rows"])
+
+
+def example(name: str, kind: str, sizes: list[int], rows: dict[str, int]) -> np.ndarray[Any, Any]:
+    """A seeded array for an input of a graph; `rows`: how many rows the table has that an input of this name reads."""
     import numpy as np
 
-    sizes = [s if isinstance(s, int) and s > 0 else (1 if i == 0 else sequence) for i, s in enumerate(shape)]
     dtype = np.dtype(kind)
     generator = np.random.default_rng(0)
     if np.issubdtype(dtype, np.floating):
@@ -149,7 +154,7 @@ def _example(name: str, kind: str, shape: list[Any], sequence: int, found: dict[
         return np.ones(sizes, dtype)
     if "mask" in name:
         return np.ones(sizes, dtype)
-    top = int(found["rows"].get(name, 2))
+    top = int(rows.get(name, 2))
     info = np.iinfo(dtype)
     if top == 2 and dtype.itemsize == 1:  # quantised pixels or samples: the whole range
         return generator.integers(info.min, info.max, sizes, endpoint=True).astype(dtype)

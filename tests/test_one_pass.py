@@ -1,0 +1,88 @@
+"""edgeredux passes list and run: any file, alone, proven, nothing overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import Cli
+from onnx import TensorProto, helper
+from tiny_graphs import clean, kinds, save
+
+FLOAT = TensorProto.FLOAT
+
+
+def halves(path: Path) -> Path:
+    """A layer whose two halves of outputs read one half of the inputs each."""
+    weight = np.random.default_rng(3).normal(size=(512, 512)).astype(np.float32) / 20
+    weight[256:, :256] = weight[:256, 256:] = 0
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")
+    return save(path, [node], {"x": (FLOAT, ["b", "s", 512])}, {"y": (FLOAT, ["b", "s", 512])}, {"w": weight})
+
+
+def test_every_pass_is_listed(cli: Cli) -> None:
+    done = cli("passes", "list", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert rows["tile"]["format"] == "onnx"
+    assert rows["tflite_int8_dynamic"]["format"] == "tflite"
+    assert all(row["description"] for row in rows.values())
+
+
+def test_one_pass_on_one_file(cli: Cli, tmp_path: Path) -> None:
+    source = halves(tmp_path / "in.onnx")
+    before = hashlib.sha256(source.read_bytes()).hexdigest()
+    done = cli("passes", "run", "tile", source, "out.onnx", "--set", "minimum_gain=0", "--set", "tokens=64", "--json")
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout)
+    assert said["details"]["parity"]["passed"]
+    assert said["details"]["parity"]["shapes"] == [{"y": [1, 1, 512]}, {"y": [2, 7, 512]}, {"y": [16, 16, 512]}]
+    assert kinds(tmp_path / "out.onnx") == {"Slice": 2, "MatMul": 2, "Concat": 1}
+    assert hashlib.sha256(source.read_bytes()).hexdigest() == before
+    again = cli("passes", "run", "tile", source, "out.onnx")
+    assert again.returncode == 2
+    assert "nothing was overwritten" in again.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.onnx", "out.onnx"]
+
+
+def test_a_decline_writes_nothing_and_says_why(cli: Cli, tmp_path: Path) -> None:
+    done = cli("passes", "run", "tile", clean(tmp_path / "in.onnx"), "out.onnx")
+    assert done.returncode == 1
+    assert "declined: " in done.stdout
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tiel", "in.onnx", "out.onnx"], "did you mean 'tile'"),
+        (["tile", "no.onnx", "out.onnx"], "no such file"),
+        (["tile", "in.onnx", "out.tflite"], "does not fit"),
+        (["tile", "in.onnx", "out.onnx", "--set", "tokens=none"], "tile.tokens"),
+        (["tile", "in.onnx", "out.onnx", "--set", "tokens"], "option=value"),
+        (["tile", "in.onnx", "no/out.onnx"], "no such folder"),
+        (["tile", "in.onnx", "out.onnx", "--data", "no.npz"], "no readable .npz"),
+        (["tile", "cut.onnx", "out.onnx"], "cut.onnx"),
+    ],
+)
+def test_mistakes_are_one_line(cli: Cli, tmp_path: Path, arguments: list[str], said: str) -> None:
+    source = halves(tmp_path / "in.onnx")
+    (tmp_path / "cut.onnx").write_bytes(source.read_bytes()[:9000])
+    done = cli("passes", "run", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_external_weights_are_read(cli: Cli, tmp_path: Path) -> None:
+    model = onnx.load(halves(tmp_path / "in.onnx"))
+    onnx.save(model, tmp_path / "big.onnx", save_as_external_data=True, location="big.onnx.data", size_threshold=0)
+    done = cli("passes", "run", "tile", "big.onnx", "out.onnx", "--set", "minimum_gain=0", "--set", "tokens=64")
+    assert done.returncode == 0, done.stderr
+    assert "wrote out.onnx" in done.stdout
