@@ -57,6 +57,7 @@ class Movement(TrainingOptions):
     every: Annotated[int, Field(ge=1)] = 1
     penalty: Annotated[float, Field(ge=0)] = 0.0
     score_rate: Annotated[float, Field(gt=0)] = 1.0
+    prior: Annotated[float, Field(ge=0)] = 0.0
     temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
     losses: dict[str, Annotated[float, Field(gt=0)] | dict[str, Any]] | None = None
     exclude: tuple[str, ...] = ()
@@ -157,7 +158,7 @@ class MovementScores(Callback):
         self._said = said
         self._pattern: Pattern = parse(said.pattern)
         weights = {name: layer.module.get_parameter("weight").detach() for name, layer in self._layers.items()}
-        self.scores = {name: torch.zeros_like(value) for name, value in weights.items()}
+        self.scores = {name: said.prior * value.square() for name, value in weights.items()}
         self._stored = {name: torch.zeros_like(value) for name, value in weights.items()}  # 0 where a weight is kept
 
     @property
