@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -132,3 +133,15 @@ def test_every_recovery_has_a_recipe_that_is_read(name: str) -> None:
     assert recipe.name == name
     assert recipe.reduce[-1][0] == "distill"
     assert recipe.data.label is None
+
+
+@pytest.mark.parametrize("name", sorted(judged.ASKED))
+def test_committed_readings_are_of_the_committed_recipe_and_reach_what_was_asked(name: str) -> None:
+    root = Path(texts.__file__).parents[2]
+    found = json.loads((root / "docs" / "results" / f"recovery-{name}.json").read_text(encoding="utf-8"))
+    assert found["recipe_sha256"] == recipes.load(str(root / "tools" / "recoveries" / f"{name}.yaml")).sha256()
+    drop, cosine = judged.ASKED[name]
+    assert found["drop"] == pytest.approx(found["dense_spearman"] - found["spearman"], abs=2e-6)  # six decimals
+    assert found["drop"] <= drop
+    assert cosine is None or found["cosine"] >= cosine
+    assert not found["exact_zeros"].get("broken_groups")
