@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgeredux.oneline import distill as distill
     from edgeredux.oneline import prune as prune
     from edgeredux.oneline_training import sparse_train as sparse_train
+    from edgeredux.prune_folder import prune_folder as prune_folder
     from edgeredux.report import Report as Report
 
 # Nothing heavy is imported before one of these is used.
@@ -19,6 +20,7 @@ _LAZY = {
     "run": "edgeredux.jobs",
     "load": "edgeredux.loading",
     "prune": "edgeredux.oneline",
+    "prune_folder": "edgeredux.prune_folder",
     "distill": "edgeredux.oneline",
     "Report": "edgeredux.report",
     "sparse_train": "edgeredux.oneline_training",
