@@ -49,7 +49,13 @@ def run(name: str, source: Path, out: Path, settings: Sequence[str], data: Path 
     feeds = _given(data) if data is not None else _made(source)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".edgeredux-") as place:
         context = PassContext(feeds, log, Path(place))
-        change = (made := rewrite(artifact, [(name, step)], context, feeds, Path(place))).history[-1]
+        try:
+            made = rewrite(artifact, [(name, step)], context, feeds, Path(place))
+        except ArtifactError as problem:
+            if data is not None or "cannot be executed" not in str(problem):
+                raise
+            raise ArtifactError(f"{problem}; these inputs were made up, give others by --data F.npz") from problem
+        change = made.history[-1]
         if change.changed:
             _move(made.path, out)
     return {"changed": change.changed, "why": change.why, "details": change.details}

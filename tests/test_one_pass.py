@@ -80,6 +80,19 @@ def test_mistakes_are_one_line(cli: Cli, tmp_path: Path, arguments: list[str], s
     assert not (tmp_path / "out.onnx").exists()
 
 
+def test_inputs_that_cannot_be_made_up_are_asked_for(cli: Cli, tmp_path: Path) -> None:
+    weight = np.ones((4, 4), np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Concat", ["m", "r"], ["y"], axis=1)]
+    kinds_of = {"x": (FLOAT, ["n", 4]), "r": (FLOAT, ["k", 4])}  # n and k must be equal, which no axis name says
+    save(tmp_path / "in.onnx", nodes, kinds_of, {"y": (FLOAT, ["n", 8])}, {"w": weight})
+    done = cli("passes", "run", "int8_dynamic", "in.onnx", "out.onnx")
+    assert done.returncode == 2
+    assert "--data" in done.stderr
+    np.savez(tmp_path / "feed.npz", x=weight[:3], r=weight[:3])
+    done = cli("passes", "run", "int8_dynamic", "in.onnx", "out.onnx", "--data", "feed.npz")
+    assert done.returncode == 0, done.stderr
+
+
 def test_external_weights_are_read(cli: Cli, tmp_path: Path) -> None:
     model = onnx.load(halves(tmp_path / "in.onnx"))
     onnx.save(model, tmp_path / "big.onnx", save_as_external_data=True, location="big.onnx.data", size_threshold=0)
