@@ -71,7 +71,7 @@ def run_of(said: Movement, steps: int = 20) -> tuple[torch.nn.Module, Watched]:
 
 def test_against_a_hand_written_run_of_the_paper() -> None:
     """Masked weights kept beside in full, w and S updated by the formulas with plain SGD, top-v by sorting."""
-    said = Movement(steps=6, zeros=0.5, begin=0.0, end=1.0, optimizer="sgd", momentum=0.0)
+    said = Movement(steps=6, zeros=0.5, begin=0.0, end=1.0, optimizer="sgd", momentum=0.0, prior=0.0)
     torch.manual_seed(0)
     weight = torch.randn(4, 6)
     x, y = torch.randn(3, 6), torch.randn(3, 4)
@@ -146,6 +146,26 @@ def test_global_counts_are_exact_in_all() -> None:
     smallest = torch.zeros(96, dtype=torch.bool)
     smallest[together.argsort()[:48]] = True
     assert torch.equal(torch.cat([watched.masks[-1][name].flatten() for name in watched.names]), smallest)
+
+
+def test_a_model_distilled_from_itself_is_pruned_by_magnitude_until_scores_say_otherwise() -> None:
+    """Without a gradient the masks are those of magnitude; the paper's scores would remove by place."""
+    model = plain()
+    wanted = {
+        f"{layer.name}.weight": parse("unstructured").mask(layer.matrix().square(), layer.matrix().numel() // 2)
+        for layer in layers(model)
+    }
+    for prior, agree in ((10.0, True), (0.0, False)):
+        model = plain()
+        scores = Watched(layers(model), Movement(steps=3, zeros=0.5, begin=0.0, prior=prior))
+        train(
+            Settings(3, 1e-9),
+            trainable(model.module, embeddings=False),
+            lambda number: {"x": torch.ones(1, 8).numpy()},
+            lambda feed, module=model.module: module(feed["x"]).sum() * 0,  # type: ignore[misc]
+            callbacks=[scores],
+        )
+        assert all(torch.equal(scores.masks[-1][name], mask) for name, mask in wanted.items()) is agree
 
 
 def test_masks_may_change_every_few_updates() -> None:
@@ -223,7 +243,7 @@ def test_fine_tuning_by_movement_beats_magnitude_where_signs_matter(tmp_path: Pa
         module[0].weight[0, :4] = 1.0  # large, and useless to the task
         module[0].weight[0, 4:] = 0.1  # small, and wanted at 1
     model = dataclasses.replace(two_heads(), module=module)
-    scores = MovementScores(layers(model), Movement(steps=200, zeros=0.5, begin=0.2))
+    scores = MovementScores(layers(model), Movement(steps=200, zeros=0.5, begin=0.2, prior=0.0))
     x = torch.randn(256, 8)
     train(
         Settings(200, 0.02, clip=0.0),

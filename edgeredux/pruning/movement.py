@@ -45,7 +45,9 @@ class Movement(TrainingOptions):
     every `every`-th update exactly floor(share * steps of the pattern) steps of each layer are zero (`allocation`
     uniform: top-v) or of all layers together (global); in n:m m - n of m go one after another. `penalty` adds
     penalty * sigmoid(S) to the loss of the scores, which grow at `score_rate`: the regulariser of soft movement
-    pruning, whose threshold is set here so that the count is exact, where the paper leaves it free. `pattern` and
+    pruning, whose threshold is set here so that the count is exact, where the paper leaves it free. Scores begin at
+    prior * w^2, so that magnitude decides until movement has something to say: a model that is distilled from itself
+    has no gradient at first, and scores that begin at 0, as the paper's do (`prior` 0), are noise then. `pattern` and
     `exclude` are those of the step prune. Other options: edgeredux/training/options.py. Resumable to the byte.
     """
 
@@ -57,6 +59,7 @@ class Movement(TrainingOptions):
     every: Annotated[int, Field(ge=1)] = 1
     penalty: Annotated[float, Field(ge=0)] = 0.0
     score_rate: Annotated[float, Field(gt=0)] = 1.0
+    prior: Annotated[float, Field(ge=0)] = 10.0
     temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
     losses: dict[str, Annotated[float, Field(gt=0)] | dict[str, Any]] | None = None
     exclude: tuple[str, ...] = ()
@@ -157,7 +160,7 @@ class MovementScores(Callback):
         self._said = said
         self._pattern: Pattern = parse(said.pattern)
         weights = {name: layer.module.get_parameter("weight").detach() for name, layer in self._layers.items()}
-        self.scores = {name: torch.zeros_like(value) for name, value in weights.items()}
+        self.scores = {name: said.prior * value.square() for name, value in weights.items()}
         self._stored = {name: torch.zeros_like(value) for name, value in weights.items()}  # 0 where a weight is kept
 
     @property
