@@ -165,6 +165,28 @@ def test_gradients_against_autograd_by_hand() -> None:
     torch.testing.assert_close(found["0"][1], sums[1])
 
 
+@pytest.mark.parametrize("method", ["magnitude", "random", "taylor", "fisher"])
+def test_groups_of_a_convolution_are_scored_by_their_own_rows(method: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Conv2d(8, 8, 3, groups=4)).eval()
+    model = generic(module)
+    batches = [{"x": np.random.default_rng(i).normal(size=(6, 8, 5, 5)).astype(np.float32)} for i in range(2)]
+    pruned, change = Prune(zeros=0.5, method=method).apply(model, context(model, tmp_path, batches))
+    assert change.details["zeros"] == change.details["weights"] // 2
+    gone = (pruned.module[0].weight == 0).flatten(1)
+    assert (gone.view(4, -1).sum(1) == 18).all()  # half of 2 rows of 18 weights in every group
+    if method in ("taylor", "fisher"):
+        absolute, square = gradients(model, ["0"], batches, 0)["0"]
+        weight = module[0].weight.detach().flatten(1)
+        score = (weight * absolute).square() if method == "taylor" else weight.square() * square
+        for group in range(4):
+            part = score[2 * group : 2 * group + 2].flatten()
+            wanted = torch.zeros_like(part, dtype=torch.bool).scatter_(0, part.argsort()[:18], True)
+            assert torch.equal(gone[2 * group : 2 * group + 2].flatten(), wanted)
+    if method == "random":
+        assert not torch.equal(gone[:2], gone[2:4])
+
+
 @pytest.mark.parametrize("method", ["wanda", "sparsegpt", "alps"])
 def test_convolutions_are_pruned_by_their_patches(method: str, tmp_path: Path) -> None:
     """A convolution is pruned as the Linear over its unfolded inputs, each group of a grouped one by its own."""

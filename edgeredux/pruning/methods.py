@@ -31,6 +31,17 @@ class Statistics:
     fisher: torch.Tensor | None = None  # mean (dL/dw)^2 over batches, [outputs, inputs]
     seed: int = 0
 
+    def split(self, groups: int) -> list[Statistics]:
+        """What is known of each of the matrix' equal row groups, where that was taken by weight; seeds of their own."""
+        if groups == 1:
+            return [self]
+        slopes = (None,) * groups if self.gradient is None else self.gradient.chunk(groups)
+        squares = (None,) * groups if self.fisher is None else self.fisher.chunk(groups)
+        return [
+            Statistics(gradient=slope, fisher=square, seed=self.seed * 1_000_003 + group)
+            for group, (slope, square) in enumerate(zip(slopes, squares, strict=True))
+        ]
+
 
 class Method(Protocol):
     """A way to choose what goes, and perhaps to refit what stays."""

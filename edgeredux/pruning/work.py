@@ -18,9 +18,8 @@ from edgeredux.seams import ReduceContext
 from edgeredux.sparsity.patterns import Pattern
 
 _MINIMUM_POSITIONS = 16
-_REFERENCE_DAMPING = (
-    0.3  # of the mean diagonal: less follows the calibration data too closely (docs/decisions/reduction.md)
-)
+# Of the Gram matrix' mean diagonal; less follows the calibration data too closely (docs/decisions/reduction.md).
+_REFERENCE_DAMPING = 0.3
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Work:
             known = statistics_without_inputs(student, names, self.method, context.calibration, context.seed)
             for place, layer in enumerate(self.layers):
                 context.progress(layer.name, place, len(self.layers))
-                self.solve(layer, [known[layer.name]] * layer.groups, removed[layer.name])
+                self.solve(layer, known[layer.name].split(layer.groups), removed[layer.name])
             return errors
         collector = Collector(self.method.needs, context.processes)
         twin = stops(dense[0], dense[1], context.calibration) if dense is not None else None
