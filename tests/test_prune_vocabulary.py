@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Cli
 from test_prune_structured import context
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -150,3 +151,12 @@ def test_impossible_is_one_clear_error(tmp_path: Path) -> None:
         Vocabulary().check(replace(model, tokenizer=None))
     with pytest.raises(DataError, match="no data"):
         Vocabulary().apply(model, context(model, tmp_path, []))
+
+
+def test_a_recipe_refuses_what_it_cannot_carry_through(cli: Cli, tmp_path: Path) -> None:
+    loading.save(decoder("WordPiece"), tmp_path / "model")
+    done = cli("reduce", "quickstart", "--model", tmp_path / "model", "--set", "reduce=[vocabulary]", "--out", "out")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "edgeredux.prune(model, pattern=" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import ConfigDict, Field
@@ -36,6 +36,8 @@ class Vocabulary:
     minimum_count: Annotated[int, Field(ge=1)] = 1
     largest: Annotated[int, Field(ge=1)] | None = None
     multiple_of: Annotated[int, Field(ge=1, le=4096)] = 1
+
+    rewrites_tokenizer: ClassVar[bool] = True
 
     def check(self, model: Model) -> None:
         """Raise ModelError for a model without a tokenizer that can be rewritten or without a token embedding."""
