@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ STRUCTURED: Mapping[str, tuple[str, str, str]] = {
     "neurons": ("structured", "ffn", "importance"),
     "heads": ("structured", "heads", "importance"),
     "channels": ("channels", "share", "importance"),
-    "width": ("width", "share", "importance"),
     "depth": ("depth", "share", "importance"),
     "vocabulary": ("vocabulary", "", ""),
 }
@@ -45,7 +45,7 @@ def prune(
 
     Zeros in place: `pattern` unstructured, n:m, a block or tile, `method` magnitude (the default), random, taylor,
     fisher, wanda, sparsegpt or alps, as in the recipe step `prune` (pruning/unstructured.py). Shapes that shrink:
-    `pattern` neurons, heads, channels, width, depth or vocabulary, as in the steps of STRUCTURED, whose own method is
+    `pattern` neurons, heads, channels, depth or vocabulary, as in the steps of STRUCTURED, whose own method is
     the default. `zeros` is the share that goes, 0.5 unless the pattern says. `data` calibrates methods that look at
     inputs or gradients: texts for a Model with a tokenizer, else batches as dicts, tuples or tensors. Under
     `accelerate launch` say processes=Accelerated() (edgeredux/processes.py): the batches are shared out, and every
@@ -56,6 +56,7 @@ def prune(
     if pattern in STRUCTURED:
         step, options = _structured(pattern, method, zeros, allocation, exclude)
         return _apply(step, options, model, data, seed, progress, processes=processes)
+    _check_pattern(pattern)
     options = {
         "method": dict(method) if isinstance(method, Mapping) else method or "magnitude",
         "pattern": pattern,
@@ -64,6 +65,15 @@ def prune(
         "exclude": tuple(exclude),
     }
     return _apply("prune", options, model, data, seed, progress, processes=processes)
+
+
+def _check_pattern(pattern: str) -> None:
+    from edgeredux.sparsity.patterns import parse
+
+    try:
+        parse(pattern)
+    except RecipeError as problem:
+        raise RecipeError(f"edgeredux.prune: {problem}; for shapes that shrink: {', '.join(STRUCTURED)}") from problem
 
 
 def _structured(
@@ -139,21 +149,36 @@ def _apply(
 
     step: ReduceStep = registry.create("reduce step", name, options, f"edgeredux.{name}")
     items = list(data) if data is not None else []
-    wrapped = as_model(model, items)
-    if items and not wrapped.input_names:
-        raise RecipeError(f"edgeredux.{name}: the model's inputs are not known, so data cannot be given to it")
-    feeds = as_feeds(wrapped, items)
-    step.check(wrapped)
-    with tempfile.TemporaryDirectory(prefix="edgeredux-") as scratch:
-        context = ReduceContext(
-            teacher=wrapped if teacher is None else as_model(teacher, items),
-            calibration=feeds,
-            training=feeds,
-            seed=seed,
-            threads=torch.get_num_threads(),
-            scratch=Path(scratch),
-            progress=progress,
-            processes=processes,
-        )
-        reduced, _ = step.apply(wrapped, context)
+    with modes_restored(model, teacher):
+        wrapped = as_model(model, items)
+        if items and not wrapped.input_names:
+            raise RecipeError(f"edgeredux.{name}: the model's inputs are not known, so data cannot be given to it")
+        feeds = as_feeds(wrapped, items)
+        step.check(wrapped)
+        with tempfile.TemporaryDirectory(prefix="edgeredux-") as scratch:
+            context = ReduceContext(
+                teacher=wrapped if teacher is None else as_model(teacher, items),
+                calibration=feeds,
+                training=feeds,
+                seed=seed,
+                threads=torch.get_num_threads(),
+                scratch=Path(scratch),
+                progress=progress,
+                processes=processes,
+            )
+            reduced, _ = step.apply(wrapped, context)
     return reduced.module if isinstance(model, torch.nn.Module) else reduced
+
+
+@contextmanager
+def modes_restored(*models: Any) -> Iterator[None]:
+    """Modules given by the caller are observed in evaluation mode and are afterwards in the mode they came in."""
+    import torch
+
+    parts = [part for model in models if isinstance(model, torch.nn.Module) for part in model.modules()]
+    before = [part.training for part in parts]
+    try:
+        yield
+    finally:
+        for part, mode in zip(parts, before, strict=True):
+            part.training = mode

@@ -84,6 +84,9 @@ def test_mistakes_are_one_clear_error() -> None:
         edgeredux.prune(plain, method="wandas", zeros=0.5)
     with pytest.raises(RecipeError, match="zeros"):
         edgeredux.prune(plain, zeros=1.0)
+    for pattern in ("width", "3:2", "odd"):
+        with pytest.raises(RecipeError, match=r"shrink: neurons, heads, channels, depth, vocabulary"):
+            edgeredux.prune(plain, pattern=pattern)
     with pytest.raises(DataError, match="no calibration data"):
         edgeredux.prune(plain, method="wanda")
     with pytest.raises(DataError, match="tokenizer"):
@@ -150,3 +153,15 @@ def test_depth_and_channels_by_pattern() -> None:
         edgeredux.prune(model, pattern="vocabulary", zeros=0.5, data=feeds())
     with pytest.raises(RecipeError, match="influence"):
         edgeredux.prune(model, pattern="depth", method="wanda", data=feeds())
+
+
+def test_the_given_module_stays_in_the_mode_it_was_in() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8).eval(), torch.nn.Linear(8, 8))
+    modes = [part.training for part in module.modules()]
+    assert modes == [True, True, False, True]
+    batches = [torch.randn(16, 8, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    edgeredux.prune(module, method="wanda", zeros=0.5, data=batches)
+    assert [part.training for part in module.modules()] == modes
+    with pytest.raises(DataError):
+        edgeredux.prune(module, method="wanda", zeros=0.5)
+    assert [part.training for part in module.modules()] == modes
