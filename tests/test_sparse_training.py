@@ -21,7 +21,7 @@ from edgeredux.registry import create
 from edgeredux.seams import Feed, ReduceContext
 from edgeredux.sparse_training import TABLE
 from edgeredux.sparse_training.allocation import zeros_by_layer
-from edgeredux.sparse_training.gradual import Gradual, cubic
+from edgeredux.sparse_training.gradual import Gradual
 from edgeredux.sparse_training.group_lasso import GroupLasso
 from edgeredux.sparse_training.l1 import L1
 from edgeredux.sparse_training.proximal import group_threshold, soft_threshold
@@ -34,6 +34,7 @@ from edgeredux.sparse_training.weights import sparse_weights
 from edgeredux.sparsity.patterns import parse
 from edgeredux.training.callback import Callback, Run
 from edgeredux.training.loop import train
+from edgeredux.training.schedule import cubic
 from edgeredux.training.trainable import trainable
 
 MASKED = ("static", "set", "rigl")
@@ -347,7 +348,7 @@ def test_group_lasso_removes_whole_blocks() -> None:
 
 def test_cubic_against_zhu_and_gupta() -> None:
     """Eq. 1 with s_i = 0, s_f = 0.8, t_0 = 10, n * dt = 4 * 5: s at every update, then s_f."""
-    found = [cubic(step, 10, 5, 4, 0.8) for step in (10, 15, 20, 25, 30, 99)]
+    found = [cubic(step, 10, 30, 0.8) for step in (10, 15, 20, 25, 30, 99)]
     assert found == pytest.approx([0, 0.8 - 0.8 * 0.75**3, 0.8 - 0.8 * 0.5**3, 0.8 - 0.8 * 0.25**3, 0.8, 0.8])
 
 

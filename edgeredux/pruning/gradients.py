@@ -64,11 +64,17 @@ def objective(model: Model, feed: dict[str, torch.Tensor], generator: torch.Gene
     if model.task == "classification":
         drawn = torch.multinomial(outputs.detach().softmax(-1), 1, generator=generator)[:, 0]
         return F.cross_entropy(outputs, drawn)
+    return directed(model, outputs, mask, generator) / len(outputs)
+
+
+def directed(
+    model: Model, outputs: torch.Tensor, mask: torch.Tensor | None, generator: torch.Generator
+) -> torch.Tensor:
+    """v . f, summed over the batch, for what the task reads of the outputs (pooled, padding out) and a random v."""
     if mask is not None and outputs.shape[:2] == mask.shape:
         outputs = outputs * mask[..., None]
         if model.task == "embedding" and model.pooling == "mean":
             outputs = outputs.sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
         elif model.task == "embedding":
             outputs = outputs[:, 0]
-    direction = torch.randn(outputs.shape, generator=generator)
-    return (outputs * direction).sum() / len(outputs)
+    return (outputs * torch.randn(outputs.shape, generator=generator)).sum()

@@ -18,11 +18,12 @@ from transformers.pytorch_utils import Conv1D
 
 from edgeredux.artifact import Change
 from edgeredux.batching import singles
-from edgeredux.errors import ModelError, RecipeError
+from edgeredux.errors import ModelError
 from edgeredux.model import Model
 from edgeredux.pruning.allocation import Asked, globally, uniform
 from edgeredux.pruning.layers import Layer, layers
 from edgeredux.seams import ReduceContext
+from edgeredux.sparsity.asked import check_zeros, known_pattern, zeros_asked
 from edgeredux.sparsity.counts import count_of
 from edgeredux.sparsity.patterns import Pattern, parse
 from edgeredux.training.batches import Batches
@@ -67,18 +68,11 @@ class Movement(TrainingOptions):
     @field_validator("pattern")
     @classmethod
     def _pattern_is_known(cls, value: str) -> str:
-        try:
-            return parse(value).name
-        except RecipeError as problem:
-            raise ValueError(str(problem)) from problem
+        return known_pattern(value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Movement:
-        said = parse(self.pattern).fixed_zeros
-        if said is not None and self.zeros is not None and self.zeros != said:
-            raise ValueError(f"pattern {self.pattern} has {said:g} zeros, not {self.zeros:g}; leave zeros out")
-        if said is not None and self.allocation == "global":
-            raise ValueError(f"pattern {self.pattern} gives every layer {said:g} zeros; set allocation: uniform")
+        check_zeros(self.pattern, self.zeros, self.allocation)
         if self.begin >= self.end:
             raise ValueError(f"begin ({self.begin:g}) must come before end ({self.end:g})")
         return self
@@ -86,8 +80,7 @@ class Movement(TrainingOptions):
     @property
     def share(self) -> float:
         """The zeros asked for: 0.5 unless said."""
-        said = parse(self.pattern).fixed_zeros
-        return said if said is not None else 0.5 if self.zeros is None else self.zeros
+        return zeros_asked(self.pattern, self.zeros, 0.5)
 
     def check(self, model: Model) -> None:
         """Raise RecipeError or ModelError when a layer does not take the pattern or the task not the losses."""
@@ -105,9 +98,7 @@ class Movement(TrainingOptions):
         start(context, "movement")
         student = model.after(copy.deepcopy(model.module).eval(), repr(self))
         student.module.to(self.device)
-        teacher = context.teacher
-        if self.device != "cpu":
-            teacher = teacher.after(copy.deepcopy(teacher.module).to(self.device), "")
+        teacher = self.placed(context.teacher)
         chosen = layers(student, self.exclude, "movement")
         trained = trainable(student.module, embeddings=self.embeddings)
         frozen = [layer.name for layer in chosen if f"{layer.name}.weight" not in trained]

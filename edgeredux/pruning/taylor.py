@@ -16,6 +16,7 @@ import torch
 
 from edgeredux.errors import ModelError
 from edgeredux.model import Model
+from edgeredux.pruning.gradients import directed
 from edgeredux.pruning.groups import Group
 from edgeredux.seams import Feed
 
@@ -41,15 +42,8 @@ def taylor_scores(model: Model, groups: Sequence[Group], feeds: Sequence[Feed], 
         with torch.enable_grad():
             tensors = {name: torch.from_numpy(value) for name, value in feed.items()}
             outputs = student.forward(tensors)[model.output_names[0]]
-            mask = tensors.get("attention_mask")
-            if mask is not None and outputs.shape[:2] == mask.shape:
-                outputs = outputs * mask[..., None]
-                if model.task == "embedding" and model.pooling == "mean":
-                    outputs = outputs.sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
-                elif model.task == "embedding":
-                    outputs = outputs[:, 0]
-            direction = torch.randn(outputs.shape, generator=generator)
-            slopes = torch.autograd.grad((outputs * direction).sum(), [seen[group.reader] for group in groups])
+            moving = directed(model, outputs, tensors.get("attention_mask"), generator)
+            slopes = torch.autograd.grad(moving, [seen[group.reader] for group in groups])
         for group, slope in zip(groups, slopes, strict=True):
             moved = (seen[group.reader].detach() * slope).double()
             scores[group.reader] += moved.reshape(len(moved), -1, group.units, group.width).sum((1, 3)).square().sum(0)

@@ -27,6 +27,7 @@ from edgeredux.pruning.statistics import Collector, agreed
 from edgeredux.pruning.walk import Inputs, walk
 from edgeredux.pruning.work import Work
 from edgeredux.seams import ReduceContext
+from edgeredux.sparsity.asked import check_zeros, known_pattern, zeros_asked
 from edgeredux.sparsity.patterns import Pattern, parse
 
 
@@ -57,10 +58,7 @@ class Prune:
     @field_validator("pattern")
     @classmethod
     def _pattern_is_known(cls, value: str) -> str:
-        try:
-            return parse(value).name
-        except RecipeError as problem:
-            raise ValueError(str(problem)) from problem
+        return known_pattern(value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Prune:
@@ -68,11 +66,7 @@ class Prune:
             method(self.method)
         except RecipeError as problem:
             raise ValueError(str(problem)) from problem
-        said = parse(self.pattern).fixed_zeros
-        if said is not None and self.zeros is not None and self.zeros != said:
-            raise ValueError(f"pattern {self.pattern} has {said:g} zeros, not {self.zeros:g}; leave zeros out")
-        if said is not None and self.allocation != "uniform":
-            raise ValueError(f"pattern {self.pattern} gives every layer {said:g} zeros; set allocation: uniform")
+        check_zeros(self.pattern, self.zeros, self.allocation)
         if self.compare != "auto" and self.pattern != "unstructured":
             raise ValueError(f"compare is for pattern unstructured; {self.pattern} says itself which weights compete")
         if self.reference == "dense" and method(self.method).needs != "gram":
@@ -82,10 +76,7 @@ class Prune:
     @property
     def share(self) -> float:
         """The zeros asked for: 0.5 unless said."""
-        said = parse(self.pattern).fixed_zeros
-        if said is not None:
-            return said
-        return 0.5 if self.zeros is None else self.zeros
+        return zeros_asked(self.pattern, self.zeros, 0.5)
 
     def check(self, model: Model) -> None:
         """Raise RecipeError or ModelError when no layer is left to prune or one does not take the pattern."""

@@ -8,19 +8,14 @@ from typing import Annotated, ClassVar
 from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from edgeredux.errors import ModelError, RecipeError
+from edgeredux.errors import ModelError
 from edgeredux.sparse_training.allocation import Allocation, zeros_by_layer
 from edgeredux.sparse_training.step import STRICT, Plan, SparseTraining
 from edgeredux.sparse_training.weights import Weight
+from edgeredux.sparsity.asked import check_zeros, known_pattern, zeros_asked
 from edgeredux.sparsity.patterns import Pattern, parse
 from edgeredux.training.callback import Callback, Run
-
-
-def cubic(step: int, begin: int, every: int, updates: int, final: float, initial: float = 0.0) -> float:
-    """s_f + (s_i - s_f) * (1 - (t - t_0) / (n * dt))^3 at t = `step` (Zhu and Gupta 2017, eq. 1), s_f afterwards."""
-    if step >= begin + updates * every:
-        return final
-    return final + (initial - final) * (1 - (step - begin) / (every * updates)) ** 3
+from edgeredux.training.schedule import cubic
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -44,18 +39,11 @@ class Gradual(SparseTraining):
     @field_validator("pattern")
     @classmethod
     def _pattern_is_known(cls, value: str) -> str:
-        try:
-            return parse(value).name
-        except RecipeError as problem:
-            raise ValueError(str(problem)) from problem
+        return known_pattern(value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Gradual:
-        said = parse(self.pattern).fixed_zeros
-        if said is not None and self.zeros not in (None, said):
-            raise ValueError(f"pattern {self.pattern} has {said:g} zeros, not {self.zeros:g}; leave zeros out")
-        if said is not None and self.allocation != "uniform":
-            raise ValueError(f"pattern {self.pattern} gives every layer {said:g} zeros; set allocation: uniform")
+        check_zeros(self.pattern, self.zeros, self.allocation)
         if self._times()[1] < 1:
             raise ValueError(
                 f"no update every {self.update_every} steps fits between {self.begin:g} and {self.end:g} of "
@@ -66,10 +54,7 @@ class Gradual(SparseTraining):
     @property
     def share(self) -> float:
         """The zeros asked for: 0.9 unless said."""
-        said = parse(self.pattern).fixed_zeros
-        if said is not None:
-            return said
-        return 0.9 if self.zeros is None else self.zeros
+        return zeros_asked(self.pattern, self.zeros, 0.9)
 
     def _times(self) -> tuple[int, int]:
         """First step of the schedule and the number of rises after it."""
@@ -86,7 +71,7 @@ class Gradual(SparseTraining):
                 raise ModelError(f"gradual: pattern {self.pattern} does not fit {weight.layer}: {misfit}; exclude it")
         begin, updates = self._times()
         times = [begin + number * self.update_every for number in range(1, updates + 1)]
-        zeros = {step: cubic(step, begin, self.update_every, updates, self.share) for step in times}
+        zeros = {step: cubic(step, begin, begin + updates * self.update_every, self.share) for step in times}
         stages = {step: self._removed(weights, pattern, share) for step, share in zeros.items()}
         return Plan(callbacks=[Rise(pattern, weights, stages)])
 

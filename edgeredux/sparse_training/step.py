@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass as plain
-from dataclasses import field, replace
+from dataclasses import field
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -114,9 +114,7 @@ class SparseTraining(TrainingOptions):
         module = copy.deepcopy(model.module)
         student = model.after(module, repr(self))
         module.to(self.device)
-        teacher = context.teacher
-        if self.device != "cpu":
-            teacher = replace(teacher, module=copy.deepcopy(teacher.module).to(self.device))
+        teacher = self.placed(context.teacher)
         with hooks_restored(module, teacher.module):
             batches = Batches(singles(student, context.training), self.batch_size, context.seed)
             said = terms(self.losses, student, context.training, self.name)

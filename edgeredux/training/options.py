@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -55,6 +57,12 @@ class TrainingOptions:
             raise RecipeError(f"{where}: recompute needs a transformers model; {model.name} is none")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise EnvironmentProblem(f"{where}: device: cuda, but torch sees no GPU here; set device: cpu")
+
+    def placed(self, model: Model) -> Model:
+        """The model on the device that is trained on: itself on the CPU, else a copy there."""
+        if self.device == "cpu":
+            return model
+        return replace(model, module=copy.deepcopy(model.module).to(self.device))
 
     def settings(self) -> Settings:
         """The loop's settings."""

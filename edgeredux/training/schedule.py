@@ -31,4 +31,4 @@ def cubic(step: int, begin: int, end: int, final: float) -> float:
     """
     if step >= end:
         return final
-    return final * (1 - (1 - max(0, step - begin) / (end - begin)) ** 3)
+    return final - final * (1 - max(0, step - begin) / (end - begin)) ** 3
