@@ -5,6 +5,7 @@ TABLE = {
     "movement": "edgeredux.pruning.movement:Movement",
     "depth": "edgeredux.pruning.depth:Depth",
     "vocabulary": "edgeredux.pruning.vocabulary:Vocabulary",
+    "sensitivity": "edgeredux.pruning.sensitivity_step:Sensitivity",
     "prune": "edgeredux.pruning.unstructured:Prune",
     "channels": "edgeredux.pruning.channels:Channels",
     "structured": "edgeredux.pruning.structured:Structured",

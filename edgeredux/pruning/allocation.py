@@ -5,6 +5,8 @@ global       cells of all layers compete, so that what is lost in all is least; 
              inputs are taken relative to the layer's mean, since layers' outputs have scales of their own
 owl          a block with more outliers keeps more (Yin et al. 2023, section 3.2): with A = |W| * ||X||, D = share of A
              beyond `outlier` times its mean, a block's zeros fall linearly in D, within `spread` of the mean
+sensitivity  each layer alone is pruned to a few levels and the model's loss measured; the zeros by layer that make the
+             sum of those losses least, within `spread` of the mean (sensitivity_allocation.py)
 """
 
 from __future__ import annotations

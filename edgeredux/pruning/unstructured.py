@@ -23,6 +23,7 @@ from edgeredux.pruning import allocation as ways
 from edgeredux.pruning.layers import Layer, block_of, layers
 from edgeredux.pruning.methods import Method, method
 from edgeredux.pruning.scores import element_scores
+from edgeredux.pruning.sensitivity_allocation import sensitivity_shares
 from edgeredux.pruning.statistics import Collector, agreed
 from edgeredux.pruning.walk import Inputs, walk
 from edgeredux.pruning.work import Work
@@ -30,15 +31,18 @@ from edgeredux.seams import ReduceContext
 from edgeredux.sparsity.asked import check_zeros, known_pattern, zeros_asked
 from edgeredux.sparsity.patterns import Pattern, parse
 
+_OWL_SPREAD = 0.08
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Prune:
     """Set the share `zeros` of the weights to 0.
 
     `method`: magnitude, random, taylor, fisher, wanda, sparsegpt or alps, or {name: {options}}. `pattern`:
-    unstructured, n:m, a block, tile (sparsity/patterns.py); n:m says its zeros itself. `allocation`: uniform, global
-    or owl (allocation.py). `compare`: single weights compete in the whole matrix or within their output row; "auto" is
-    what the method's paper does. `reference`: whose output a solver tries to keep at each layer, the layer's own on
+    unstructured, n:m, a block, tile (sparsity/patterns.py); n:m says its zeros itself. `allocation`: uniform, global,
+    owl or sensitivity (allocation.py); the last two keep each layer within `spread` of `zeros` (0.08 for owl, 0.2 for
+    sensitivity unless said). `compare`: single weights compete in the whole matrix or within their output row; "auto"
+    is what the method's paper does. `reference`: whose output a solver tries to keep at each layer, the layer's own on
     the inputs as they are by then ("layer", as published) or that of the dense model ("dense"), which also makes up
     for what the layers before have lost and costs one more pass. Only layers of encoder and decoder blocks (of any
     part in a plain nn.Module), without those whose name matches a pattern of `exclude` (shell style, "*.query"). Zeros
@@ -48,11 +52,11 @@ class Prune:
     zeros: Annotated[float, Field(gt=0, lt=1)] | None = None
     method: str | dict[str, Any] = "magnitude"
     pattern: str = "unstructured"
-    allocation: Literal["uniform", "global", "owl"] = "uniform"
+    allocation: Literal["uniform", "global", "owl", "sensitivity"] = "uniform"
     compare: Literal["auto", "matrix", "row"] = "auto"
     reference: Literal["layer", "dense"] = "layer"
     outlier: Annotated[float, Field(gt=1, le=100)] = 5.0
-    spread: Annotated[float, Field(ge=0, lt=1)] = 0.08
+    spread: Annotated[float, Field(ge=0, lt=1)] | None = None
     exclude: tuple[str, ...] = ()
 
     @field_validator("pattern")
@@ -92,6 +96,7 @@ class Prune:
         self.check(model)
         torch.set_num_threads(context.threads)
         chosen = method(self.method)
+        whole = context
         if context.processes.count > 1:
             if chosen.needs == "gradients":
                 raise RecipeError(f"prune: method {self._name()} takes gradients over all data: use one process")
@@ -100,7 +105,7 @@ class Prune:
         work = Work(layers(student, self.exclude), chosen, self._pattern(chosen))
         dense = (model, layers(model, self.exclude)) if self.reference == "dense" else None
         with torch.no_grad():
-            removed = self._allocate(student, work, context)
+            removed = self._allocate(student, work, context, whole)
             errors = work.zero(student, removed, context, dense)
             agreed(context.processes, {layer.name: layer.matrix() for layer in work.layers})
         zeros = {layer.name: int((layer.matrix() == 0).sum()) for layer in work.layers}
@@ -121,7 +126,7 @@ class Prune:
     def _pattern(self, chosen: Method) -> Pattern:
         return parse(self.pattern, chosen.compare if self.compare == "auto" else self.compare)
 
-    def _allocate(self, model: Model, work: Work, context: ReduceContext) -> dict[str, int]:
+    def _allocate(self, model: Model, work: Work, context: ReduceContext, whole: ReduceContext) -> dict[str, int]:
         asked = {
             layer.name: ways.Asked(len(layer.matrix()), layer.matrix().shape[1], block_of(model, layer.name) or "")
             for layer in work.layers
@@ -132,7 +137,11 @@ class Prune:
         if self.allocation == "owl":
             for layer, share in zip(work.layers, _outliers(model, work, context, self.outlier), strict=True):
                 asked[layer.name] = replace(asked[layer.name], outliers=share)
-            return ways.by_share(asked, work.pattern, ways.owl_shares(asked, self.share, self.spread), self.share)
+            spread = _OWL_SPREAD if self.spread is None else self.spread
+            return ways.by_share(asked, work.pattern, ways.owl_shares(asked, self.share, spread), self.share)
+        if self.allocation == "sensitivity":
+            guided = sensitivity_shares(model, work, whole, self.share, self.spread)  # the same in every process
+            return ways.by_share(asked, work.pattern, guided, self.share)
         scores = element_scores(
             model, names, work.method, context.calibration, context.seed, context.progress, context.processes
         )

@@ -1,0 +1,155 @@
+"""How much each layer minds losing weights: one curve a layer, as a step's details, report and CSV file hold it.
+
+The CSV has Distiller's columns where the two mean the same (parameter, sparsity, loss) and reads its published tables:
+there `top1` is the quality, and the loss is the task's own, not the distance from the dense model.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeredux.errors import DataError, one_line
+
+COLUMNS = ("parameter", "sparsity", "quality", "relative_error", "loss")
+
+
+@dataclass(frozen=True)
+class LayerCurve:
+    """What happens to the model when this layer alone has `zeros`; all sequences by rising level of zeros."""
+
+    layer: str
+    weights: int | None  # how many share the zeros; None where the table does not say
+    zeros: tuple[float, ...]  # the exact shares, floor(level * steps) steps
+    loss: tuple[float, ...]
+    quality: tuple[float, ...]
+    relative_error: tuple[float | None, ...]  # ||X (W - W')||^2 / ||X W||^2 of the layer's own output
+
+    def sensitivity(self, rest: float = 0.0) -> float:
+        """Mean loss above `rest` (that of the dense model) between no zeros and the most that were tried."""
+        places, losses = (0.0, *self.zeros), (rest, *self.loss)
+        if places[-1] == 0:
+            return 0.0
+        area = sum(
+            (losses[i] + losses[i + 1] - 2 * rest) / 2 * (places[i + 1] - places[i]) for i in range(len(places) - 1)
+        )
+        return area / places[-1]
+
+
+@dataclass(frozen=True)
+class SensitivityTable:
+    """The curves of all scanned layers, in the model's order, and what their numbers are.
+
+    `dense_loss` and `dense_quality`: of the dense model itself, 0 and 1 where both are taken against it.
+    """
+
+    curves: tuple[LayerCurve, ...]
+    loss_unit: str
+    quality_unit: str
+    how: str  # method, pattern, data
+    dense_loss: float = 0.0
+    dense_quality: float = 1.0
+
+    def by_sensitivity(self) -> list[LayerCurve]:
+        """The layer that minds most first; ties in the model's order."""
+        return sorted(self.curves, key=lambda curve: -curve.sensitivity(self.dense_loss))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "loss_unit": self.loss_unit,
+            "quality_unit": self.quality_unit,
+            "how": self.how,
+            "dense_loss": self.dense_loss,
+            "dense_quality": self.dense_quality,
+            "layers": [
+                {
+                    "layer": curve.layer,
+                    "weights": curve.weights,
+                    "zeros": list(curve.zeros),
+                    "loss": list(curve.loss),
+                    "quality": list(curve.quality),
+                    "relative_error": list(curve.relative_error),
+                }
+                for curve in self.curves
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> SensitivityTable:
+        """The table that `to_json` wrote."""
+        curves = tuple(
+            LayerCurve(
+                item["layer"],
+                item["weights"],
+                tuple(item["zeros"]),
+                tuple(item["loss"]),
+                tuple(item["quality"]),
+                tuple(item["relative_error"]),
+            )
+            for item in said["layers"]
+        )
+        return cls(
+            curves, said["loss_unit"], said["quality_unit"], said["how"], said["dense_loss"], said["dense_quality"]
+        )
+
+    def to_csv(self) -> str:
+        """One row a layer and level, the dense model (sparsity 0) first for each; the columns are COLUMNS."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for curve in self.curves:
+            writer.writerow([f"{curve.layer}.weight", 0.0, self.dense_quality, 0.0, self.dense_loss])
+            for level in zip(curve.zeros, curve.quality, curve.relative_error, curve.loss, strict=True):
+                writer.writerow([f"{curve.layer}.weight", *("" if value is None else repr(value) for value in level)])
+        return out.getvalue()
+
+    @classmethod
+    def from_csv(cls, text: str, how: str) -> SensitivityTable:
+        """A table of ours or of Distiller's. Raises DataError for other columns and for what is no number."""
+        rows = list(csv.DictReader(io.StringIO(text)))
+        columns = set(rows[0]) if rows else set()
+        quality = next((name for name in ("quality", "top1") if name in columns), None)
+        if quality is None or not {"parameter", "sparsity", "loss"} <= columns:
+            found = ", ".join(sorted(map(str, columns))) or "no rows"
+            raise DataError(f"sensitivity table: columns {found}. Needed: parameter, sparsity, loss, quality or top1")
+        points: dict[str, list[tuple[float, float, float, float | None]]] = {}
+        for row in rows:
+            layer = row["parameter"].removesuffix(".weight")
+            error = row.get("relative_error")
+            points.setdefault(layer, []).append(
+                (
+                    _number(row["sparsity"]),
+                    _number(row[quality]),
+                    _number(row["loss"]),
+                    _number(error) if error else None,
+                )
+            )
+        dense = next((point for found in points.values() for point in found if point[0] == 0), None)
+        return cls(
+            tuple(_curve(layer, found) for layer, found in points.items()),
+            loss_unit="loss",
+            quality_unit="top-1 accuracy, %" if quality == "top1" else "quality",
+            how=how,
+            dense_loss=dense[2] if dense is not None else 0.0,
+            dense_quality=dense[1] if dense is not None else 1.0,
+        )
+
+
+def _curve(layer: str, points: Sequence[tuple[float, float, float, float | None]]) -> LayerCurve:
+    zeros, quality, loss, error = zip(*sorted((p for p in points if p[0] > 0), key=lambda p: p[0]), strict=True)
+    return LayerCurve(layer, None, zeros, loss, quality, error)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except (TypeError, ValueError) as problem:
+        raise DataError(one_line(f"sensitivity table: {text!r} is no number")) from problem
+    if not math.isfinite(value):
+        raise DataError(f"sensitivity table: {text!r} is no finite number")
+    return value
