@@ -251,12 +251,7 @@ def _read_weights(module: torch.nn.Module, folder: Path, text: str) -> list[str]
 
 def shape_differences(module: torch.nn.Module) -> dict[str, Any] | None:
     """What edgeredux_shapes.json must say of a transformers module: None when its config says all shapes."""
-    import torch
-
-    config = module.config
-    with torch.device("meta"):
-        stock = type(module)._from_config(config) if hasattr(type(module), "_from_config") else type(module)(config)  # type: ignore[attr-defined]
-    return shapes.differences(module, stock)
+    return shapes.differences(module, shapes.stock(module, module.config))
 
 
 def save(model: Model, folder: Path) -> None:

@@ -1,16 +1,21 @@
 """The shapes of a reduced module that its own class cannot know: written beside the weights, given back before loading.
 
-`edgeredux_shapes.json` holds, by name, the shape of every parameter and buffer and every whole-number attribute
-(`in_channels`, `groups`, `normalized_shape`, a head count) that differ from the module as its code or config builds it:
+`edgeredux_shapes.json` holds, by name, the shape of every parameter and buffer and every attribute that is a number or
+numbers (`in_channels`, `groups`, `normalized_shape`, a head count, a scale) and differs from the module as its code or
+config builds it:
 
-    {"shapes": {"<parameter or buffer>": [4, 8, 3, 3]}, "attributes": {"<module>.<attribute>": 4 or [4]}}
+    {"shapes": {"<parameter or buffer>": [4, 8, 3, 3]}, "attributes": {"<module>.<attribute>": 4 or 0.5 or [4]}}
+
+"<module>.config.num_attention_heads" stands for a layer that has a config of its own, since it reads its heads there.
 
 No kind of module is special, so whatever shrinks can be saved. Only what the module already has is ever set.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 
 SHAPES_FILE = "edgeredux_shapes.json"
 _LARGEST = 2**24
+_OWN_HEADS = "num_attention_heads"
 
 
 def read(folder: Path, text: str) -> dict[str, Any] | None:
@@ -35,8 +41,8 @@ def read(folder: Path, text: str) -> dict[str, Any] | None:
             if not isinstance(shape, list) or not all(_whole(size) and 0 < size < _LARGEST for size in shape):
                 raise ValueError(f"impossible shape {shape}")
         for value in said["attributes"].values():
-            if not _whole(value) and not (isinstance(value, list) and all(map(_whole, value))):
-                raise ValueError(f"attribute value {value!r} is no whole number")
+            if not _number(value) and not (isinstance(value, list) and all(map(_whole, value))):
+                raise ValueError(f"attribute value {value!r} is no finite number")
     except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ModelError(one_line(f"model {text}: {SHAPES_FILE} is damaged: {problem}")) from problem
     return dict(said)
@@ -48,7 +54,7 @@ def write(folder: Path, said: Mapping[str, Any]) -> None:
 
 
 def describe(module: torch.nn.Module) -> dict[str, Any]:
-    """Every shape and whole-number attribute of a module."""
+    """Every shape and number attribute of a module."""
     shapes = {name: list(value.shape) for name, value in _tensors(module).items() if value.dim()}
     return {"shapes": shapes, "attributes": _attributes(module)}
 
@@ -59,10 +65,25 @@ def differences(module: torch.nn.Module, stock: torch.nn.Module) -> dict[str, An
     if extra := sorted(set(here["shapes"]) - set(there["shapes"])):
         raise ModelError(f"{extra[0]!r} is not in the stock {type(module).__name__}: it cannot be saved so")
     said = {
-        kind: {name: value for name, value in here[kind].items() if there[kind].get(name, value) != value}
+        kind: {
+            name: value
+            for name, value in here[kind].items()
+            # The stock module has no layer with a config of its own, and not every number that a pruned one has.
+            if there[kind].get(name, None if name.endswith(f".config.{_OWN_HEADS}") else value) != value
+        }
         for kind in ("shapes", "attributes")
     }
     return said if said["shapes"] or said["attributes"] else None
+
+
+def stock(module: torch.nn.Module, config: Any) -> torch.nn.Module:
+    """The transformers module that this module's class builds from a config, without memory for its weights."""
+    import torch
+
+    kind: Any = type(module)
+    with torch.device("meta"):
+        made: torch.nn.Module = kind._from_config(config) if hasattr(kind, "_from_config") else kind(config)
+    return made
 
 
 def resize(module: torch.nn.Module, said: Mapping[str, Any], text: str) -> None:
@@ -87,10 +108,15 @@ def resize(module: torch.nn.Module, said: Mapping[str, Any], text: str) -> None:
         setattr(modules[owner], key, made[id(old)])
     for place, value in said["attributes"].items():
         owner, _, key = place.rpartition(".")
-        old = getattr(modules[owner], key, None) if owner in modules else None
-        if not (_whole(old) if _whole(value) else _sizes(old) and len(old) == len(value)):  # type: ignore[arg-type]
+        home: Any = modules.get(owner)
+        if home is None and owner.endswith(".config") and key == _OWN_HEADS:
+            part: Any = modules.get(owner.removesuffix(".config"))
+            if hasattr(part, "config"):
+                home = part.config = copy.deepcopy(part.config)
+        old = getattr(home, key, None)
+        if not (type(old) is type(value) if _number(value) else _sizes(old) and len(old) == len(value)):  # type: ignore[arg-type]
             raise ModelError(f"model {text}: {SHAPES_FILE} names {place!r}, which this model does not have")
-        setattr(modules[owner], key, value if _whole(value) else tuple(value))
+        setattr(home, key, value if _number(value) else tuple(value))
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -100,16 +126,24 @@ def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Any]:
-    return {
-        f"{name}.{key}" if name else key: value if _whole(value) else list(value)
-        for name, part in module.named_modules()
-        for key, value in vars(part).items()
-        if not key.startswith("_") and (_whole(value) or _sizes(value))
-    }
+    found: dict[str, Any] = {}
+    for name, part in module.named_modules():
+        dot = f"{name}." if name else ""
+        for key, value in vars(part).items():
+            if not key.startswith("_") and (_number(value) or _sizes(value)):
+                found[dot + key] = list(value) if isinstance(value, tuple) else value
+        heads = getattr(vars(part).get("config"), _OWN_HEADS, None)
+        if _whole(heads) and heads != getattr(getattr(module, "config", None), _OWN_HEADS, None):
+            found[f"{dot}config.{_OWN_HEADS}"] = heads
+    return found
 
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _sizes(value: object) -> bool:

@@ -15,6 +15,7 @@ from edgeredux import loading, shapes
 from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
 from edgeredux.pruning.groups import find
+from edgeredux.pruning.repair import ridge_fit
 from edgeredux.pruning.structured import Structured
 from edgeredux.pruning.taylor import taylor_scores
 from edgeredux.registry import create
@@ -219,12 +220,11 @@ def test_repair_beats_no_repair_and_matches_lstsq(tmp_path: Path) -> None:
     assert errors["least_squares"] < errors["none"]
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(200, 5, generator=generator), torch.randn(200, 3, generator=generator)
-    linear = torch.nn.Linear(5, 3)
-    Structured(ridge=1e-9)._refit(linear, x, y, linear.weight.detach().clone())
+    weight, bias = ridge_fit([x[:90], x[90:]], [y[:90], y[90:]], torch.zeros(3, 5), 1e-9, intercept=True, where="test")
     design = np.concatenate([x.numpy(), np.ones((200, 1))], 1)
     wanted = np.linalg.lstsq(design, y.numpy(), rcond=None)[0]
-    np.testing.assert_allclose(linear.weight.detach().numpy(), wanted[:5].T, atol=1e-4)  # the ridge is not quite 0
-    np.testing.assert_allclose(linear.bias.detach().numpy(), wanted[5], atol=1e-4)
+    np.testing.assert_allclose(weight.numpy(), wanted[:5].T, atol=1e-4)  # the ridge is not quite 0
+    np.testing.assert_allclose(bias.numpy(), wanted[5], atol=1e-4)
 
 
 def test_pruned_model_saves_and_loads_the_same(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ last layer.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import greenlet
@@ -39,7 +39,7 @@ def walk(
 
 def stops(
     model: Model, layers: Sequence[Layer], feeds: Sequence[Feed], progress: Progress = silent
-) -> Iterator[tuple[Layer, Inputs]]:
+) -> Generator[tuple[Layer, Inputs], None, None]:
     """Every layer once with its inputs, in the order the model runs them; going on runs it as it is by then.
 
     `inputs` leave out what attention_mask calls padding. A layer that runs a second time (shared weights) is passed
