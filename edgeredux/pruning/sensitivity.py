@@ -15,7 +15,7 @@ import torch
 
 from edgeredux.closeness import Closeness, Gauge
 from edgeredux.model import Model
-from edgeredux.pruning.groups import Group, expand
+from edgeredux.pruning.groups import Group
 from edgeredux.pruning.layers import Layer
 from edgeredux.pruning.methods import Method, Statistics
 from edgeredux.pruning.replay import Replay
@@ -83,9 +83,9 @@ class UnitScan:
     def prune(self, layer: Layer, known: Sequence[Statistics], count: int) -> None:
         """See Scan."""
         group, weight = self.groups[layer.name], layer.matrix()
-        scores = score(self.method, weight, known).sum(0).view(group.units, group.width).sum(1)
+        scores = score(self.method, weight, known).sum(0)[group.columns].sum(1)
         gone = smallest(scores, count).nonzero()[:, 0]
-        layer.store(weight.index_fill(1, expand(gone, group.width), 0.0))
+        layer.store(weight.index_fill(1, group.columns[gone].flatten(), 0.0))
 
 
 def scan(

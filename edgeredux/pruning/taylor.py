@@ -46,7 +46,9 @@ def taylor_scores(model: Model, groups: Sequence[Group], feeds: Sequence[Feed], 
             slopes = torch.autograd.grad(moving, [seen[group.reader] for group in groups])
         for group, slope in zip(groups, slopes, strict=True):
             moved = (seen[group.reader].detach() * slope).double()
-            scores[group.reader] += moved.reshape(len(moved), -1, group.units, group.width).sum((1, 3)).square().sum(0)
+            scores[group.reader] += (
+                moved.reshape(len(moved), -1, moved.shape[-1]).sum(1)[:, group.columns].sum(2).square().sum(0)
+            )
         samples += len(outputs)
     for name, score in scores.items():
         if not bool(torch.isfinite(score).all()):
