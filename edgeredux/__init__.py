@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from edgeredux.loading import load as load
     from edgeredux.oneline import distill as distill
     from edgeredux.oneline import prune as prune
+    from edgeredux.oneline_choosing import prune_until as prune_until
+    from edgeredux.oneline_choosing import sensitivity as sensitivity
     from edgeredux.oneline_training import sparse_train as sparse_train
     from edgeredux.report import Report as Report
 
@@ -19,6 +21,8 @@ _LAZY = {
     "run": "edgeredux.jobs",
     "load": "edgeredux.loading",
     "prune": "edgeredux.oneline",
+    "prune_until": "edgeredux.oneline_choosing",
+    "sensitivity": "edgeredux.oneline_choosing",
     "distill": "edgeredux.oneline",
     "Report": "edgeredux.report",
     "sparse_train": "edgeredux.oneline_training",

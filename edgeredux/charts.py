@@ -103,6 +103,40 @@ def trace(series: Sequence[tuple[str, Sequence[float]]], top: float) -> Markup:
     )
 
 
+def curves(
+    series: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+    across: tuple[float, float],
+    up: tuple[float, float],
+    height: int,
+    *,
+    limit: float | None = None,
+    marks: Sequence[tuple[str, float, float]] = (),
+    grid: bool = True,
+) -> Markup:
+    """Lines through points (x, y), each (class, points), the first lowest; `limit` lies across, `marks` on top.
+
+    A `grid` line stands at each round y with its value; the x axis is drawn by `axis` below.
+    """
+    x, y = _placer(across), _placer(up)
+    parts = []
+    for mark in ticks(*up, wanted=4) if grid else ():
+        place = f"{100 - y(mark):.2f}%"
+        parts.append(f'<line class="guide" x1="0" x2="100%" y1="{place}" y2="{place}"/>')
+        parts.append(f'<text x="0" y="{place}" dy="-3">{mark:,.4g}</text>')
+    if limit is not None and up[0] <= limit <= up[1]:
+        place = f"{100 - y(limit):.2f}%"
+        parts.append(f'<line class="limit" x1="0" x2="100%" y1="{place}" y2="{place}"/>')
+    lines = []
+    for kind, points in series:
+        line = " ".join(f"{x(a):.2f},{100 - y(b):.2f}" for a, b in points)
+        lines.append(f'<polyline class="{escape(kind)}" points="{line}"/>')
+    box = 'width="100%" height="100%" viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true"'
+    parts.append(f"<svg {box}>{''.join(lines)}</svg>")
+    for kind, a, b in marks:
+        parts.append(f'<circle class="{escape(kind)}" cx="{x(a):.2f}%" cy="{100 - y(b):.2f}%" r="4"/>')
+    return _draw("".join(parts), height)
+
+
 def shares(parts: Sequence[tuple[float, str]]) -> Markup:
     """Parts of a whole side by side, each (amount, class)."""
     whole = sum(amount for amount, _ in parts) or 1.0

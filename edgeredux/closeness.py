@@ -6,13 +6,16 @@
     causal-lm        mean KL(dense || model) of the next token   perplexity of dense / perplexity of the model
     generic          1 - mean cosine of the outputs              mean cosine to dense
 
+Where the truth is known (batches of a classifier that hold "labels", the next tokens of a text) there is also the
+task's own loss, the mean cross-entropy; with labels a classifier's quality is its accuracy.
+
 This steers a choice while it is being made, on calibration or training data. The verdict is taken elsewhere
 (quality.py), on the evaluation part, which nothing here may see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +48,11 @@ LOSS_UNITS = {
 
 @dataclass(frozen=True)
 class Closeness:
-    """`loss`: 0 = as dense, lower is nearer. `quality`: 1 = as dense, higher is nearer."""
+    """`loss`: 0 = as dense, lower is nearer. `quality`: higher is nearer. `task_loss`: nats, where truth is known."""
 
     loss: float
     quality: float
+    task_loss: float | None = None
 
 
 class Gauge:
@@ -62,6 +66,7 @@ class Gauge:
         self._model = dense
         self.feeds = _first(dense, feeds, samples)
         self.samples = sum(next(iter(feed.values())).shape[0] for feed in self.feeds)
+        self.labelled = dense.task == "classification" and all("labels" in feed for feed in self.feeds)
         self._stride = 1
         outputs = [dense.run(feed) for feed in self.feeds]
         if dense.task == "causal-lm":
@@ -72,7 +77,14 @@ class Gauge:
     @property
     def quality_unit(self) -> str:
         """What `quality` is, in words."""
-        return QUALITY_UNITS[self._model.task]
+        return "accuracy" if self.labelled else QUALITY_UNITS[self._model.task]
+
+    @property
+    def dense(self) -> Closeness:
+        """The dense model itself."""
+        true = [mine[1] for mine in self._dense if len(mine) > 1]
+        right = [_right(mine[0], feed) for mine, feed in zip(self._dense, self.feeds, strict=True) if self.labelled]
+        return Closeness(0.0, _mean(right) if right else 1.0, -_mean(true) if true else None)
 
     @property
     def loss_unit(self) -> str:
@@ -83,29 +95,33 @@ class Gauge:
         """How near run(i), the outputs on batch i of `feeds`, come. Raises ModelError for NaN or infinite ones."""
         import numpy as np
 
-        losses, qualities = [], []
+        losses, qualities, true = [], [], []
         for index, (feed, dense) in enumerate(zip(self.feeds, self._dense, strict=True)):
             mine = self._read(run(index), feed)
+            if len(mine) > 1:
+                true.append(mine[1])
             if self._model.task in ("embedding", "generic"):
                 losses.append(_distance(dense[0], mine[0]))
                 qualities.append(1 - losses[-1])
                 continue
             losses.append(_divergence(dense[0], mine[0]))
-            if self._model.task == "classification":
+            if self.labelled:
+                qualities.append(_right(mine[0], feed))
+            elif self._model.task == "classification":
                 qualities.append((mine[0].argmax(-1) == dense[0].argmax(-1)).astype(float))
             else:
                 qualities.append(mine[1] - dense[1])  # log-likelihood of the true next tokens, against dense
-        loss, quality = (float(np.concatenate(rows).mean()) for rows in (losses, qualities))
+        quality = _mean(qualities)
         if self._model.task == "causal-lm":
             quality = float(np.exp(np.clip(quality, -700, 700)))
-        return Closeness(max(0.0, loss), quality)
+        return Closeness(max(0.0, _mean(losses)), quality, -_mean(true) if true else None)
 
     def of_model(self, model: Model) -> Closeness:
         """As `of`, for a model that runs in the usual way."""
         return self.of(lambda index: model.run(self.feeds[index]))
 
     def _read(self, outputs: Feed, feed: Feed) -> tuple[Array, ...]:
-        """Embeddings or outputs [samples, width], log-probabilities [samples, classes] (and of true next tokens)."""
+        """Embeddings or outputs [samples, width], or log-probabilities [samples, classes] and those of the truth."""
         import numpy as np
 
         model = self._model
@@ -119,7 +135,13 @@ class Gauge:
             true = np.take_along_axis(logs, feed["input_ids"][:, 1:][real][:, None], -1)[:, 0]
             return logs[:: self._stride].astype(np.float32), true.astype(np.float64)
         if model.task == "classification":
-            return (_log_softmax(first.reshape(-1, first.shape[-1])),)
+            logs = _log_softmax(first.reshape(-1, first.shape[-1]))
+            if not self.labelled:
+                return (logs,)
+            labels = feed["labels"].reshape(-1)
+            if labels.dtype.kind not in "iu" or not ((labels >= 0) & (labels < logs.shape[-1])).all():
+                raise DataError(f"data: labels must be whole numbers of 0..{logs.shape[-1] - 1}")
+            return logs, np.take_along_axis(logs, labels[:, None], -1)[:, 0]
         return (answer(model.task, outputs, feed, model.output_names, model.pooling),)
 
 
@@ -136,6 +158,19 @@ def _first(model: Model, feeds: Sequence[Feed], samples: int | None) -> list[Fee
         kept.append({name: value[:samples] for name, value in feed.items()} if size > samples else feed)
         samples -= size
     return by_length(model, kept)
+
+
+def _right(logs: Array, feed: Feed) -> Array:
+    """1 where the most likely class is the label, else 0."""
+    import numpy as np
+
+    return np.asarray((logs.argmax(-1) == feed["labels"].reshape(-1)).astype(float))
+
+
+def _mean(rows: Iterable[Array]) -> float:
+    import numpy as np
+
+    return float(np.concatenate(list(rows)).mean())
 
 
 def _log_softmax(logits: Array) -> Array:

@@ -9,23 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeredux import registry
+from edgeredux.artifact import Change
 from edgeredux.errors import RecipeError
 from edgeredux.model import Model
 from edgeredux.processes import ALONE, Processes
 from edgeredux.seams import Progress, ReduceContext, ReduceStep, silent
+from edgeredux.units import step_of
 from edgeredux.wrapping import AnyData, as_feeds, as_model
 
 if TYPE_CHECKING:
     import torch
-
-# Pattern -> the reduce step that takes such units out, and what its options call the share and the method.
-STRUCTURED: Mapping[str, tuple[str, str, str]] = {
-    "neurons": ("structured", "ffn", "importance"),
-    "heads": ("structured", "heads", "importance"),
-    "channels": ("channels", "share", "importance"),
-    "depth": ("depth", "share", "importance"),
-    "vocabulary": ("vocabulary", "", ""),
-}
 
 
 def prune(
@@ -45,61 +38,16 @@ def prune(
 
     Zeros in place: `pattern` unstructured, n:m, a block or tile, `method` magnitude (the default), random, taylor,
     fisher, wanda, sparsegpt or alps, as in the recipe step `prune` (pruning/unstructured.py). Shapes that shrink:
-    `pattern` neurons, heads, channels, depth or vocabulary, as in the steps of STRUCTURED, whose own method is
-    the default. `zeros` is the share that goes, 0.5 unless the pattern says. `data` calibrates methods that look at
+    `pattern` neurons, heads, channels, depth or vocabulary, as in the steps of units.STRUCTURED, whose own method
+    is the default. `zeros` is the share that goes, 0.5 unless the pattern says. `data` calibrates methods that look at
     inputs or gradients: texts for a Model with a tokenizer, else batches as dicts, tuples or tensors. Under
     `accelerate launch` say processes=Accelerated() (edgeredux/processes.py): the batches are shared out, and every
     process gets the same model.
 
     Raises RecipeError, ModelError or DataError with one line that says what is allowed.
     """
-    if pattern in STRUCTURED:
-        step, options = _structured(pattern, method, zeros, allocation, exclude)
-        return _apply(step, options, model, data, seed, progress, processes=processes)
-    _check_pattern(pattern)
-    options = {
-        "method": dict(method) if isinstance(method, Mapping) else method or "magnitude",
-        "pattern": pattern,
-        "zeros": zeros,
-        "allocation": allocation,
-        "exclude": tuple(exclude),
-    }
-    return _apply("prune", options, model, data, seed, progress, processes=processes)
-
-
-def _check_pattern(pattern: str) -> None:
-    from edgeredux.sparsity.patterns import parse
-
-    try:
-        parse(pattern)
-    except RecipeError as problem:
-        raise RecipeError(f"edgeredux.prune: {problem}; for shapes that shrink: {', '.join(STRUCTURED)}") from problem
-
-
-def _structured(
-    pattern: str,
-    method: str | Mapping[str, Any] | None,
-    zeros: float | None,
-    allocation: str,
-    exclude: Sequence[str],
-) -> tuple[str, dict[str, Any]]:
-    """The step of a structured pattern with its options; only what was asked for is said, so that it can refuse."""
-    step, share, importance = STRUCTURED[pattern]
-    options: dict[str, Any] = {"ffn": 0.0, "heads": 0.0} if step == "structured" else {}
-    for name, value, said in (
-        (share, 0.5 if zeros is None else zeros, bool(share) or zeros is not None),
-        (importance, method, method is not None),
-        ("allocation", allocation, allocation != "uniform"),
-        ("exclude", tuple(exclude), bool(exclude)),
-    ):
-        if said and not name:
-            what = "zeros" if value == zeros else "method"
-            raise RecipeError(
-                f"edgeredux.prune: pattern {pattern} takes no {what}: the data says which tokens are used"
-            )
-        if said:
-            options[name] = value
-    return step, options
+    step, options = step_of(pattern, method, zeros, allocation, exclude, "edgeredux.prune")
+    return applied(step, options, model, data, seed, progress, processes=processes)[0]
 
 
 def distill(
@@ -131,10 +79,10 @@ def distill(
         "batch_size": batch_size,
         **(options or {}),
     }
-    return _apply("distill", said, student, data, seed, progress, teacher)
+    return applied("distill", said, student, data, seed, progress, teacher)[0]
 
 
-def _apply(
+def applied(
     name: str,
     options: Mapping[str, Any],
     model: Model | torch.nn.Module | str,
@@ -143,8 +91,8 @@ def _apply(
     progress: Progress,
     teacher: Model | torch.nn.Module | str | None = None,
     processes: Processes = ALONE,
-) -> Any:
-    """The model after one reduce step; the dense model it may look at is `teacher`, or the model itself."""
+) -> tuple[Any, Change]:
+    """The model after one reduce step, and what changed; the dense model it may look at is `teacher`, or the model."""
     import torch
 
     step: ReduceStep = registry.create("reduce step", name, options, f"edgeredux.{name}")
@@ -166,8 +114,8 @@ def _apply(
                 progress=progress,
                 processes=processes,
             )
-            reduced, _ = step.apply(wrapped, context)
-    return reduced.module if isinstance(model, torch.nn.Module) else reduced
+            reduced, change = step.apply(wrapped, context)
+    return (reduced.module if isinstance(model, torch.nn.Module) else reduced), change
 
 
 @contextmanager

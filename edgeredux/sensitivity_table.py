@@ -11,11 +11,13 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from edgeredux.errors import DataError, one_line
 
-COLUMNS = ("parameter", "sparsity", "quality", "relative_error", "loss")
+# zeros, quality, loss, relative error, task loss
+Point: TypeAlias = tuple[float, float, float, "float | None", "float | None"]
+COLUMNS = ("parameter", "sparsity", "quality", "relative_error", "loss", "task_loss")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class LayerCurve:
     loss: tuple[float, ...]
     quality: tuple[float, ...]
     relative_error: tuple[float | None, ...]  # ||X (W - W')||^2 / ||X W||^2 of the layer's own output
+    task_loss: tuple[float, ...] = ()  # the task's own, nats; empty where the truth is not known
 
     def sensitivity(self, rest: float = 0.0) -> float:
         """Mean loss above `rest` (that of the dense model) between no zeros and the most that were tried."""
@@ -44,7 +47,7 @@ class LayerCurve:
 class SensitivityTable:
     """The curves of all scanned layers, in the model's order, and what their numbers are.
 
-    `dense_loss` and `dense_quality`: of the dense model itself, 0 and 1 where both are taken against it.
+    `dense_loss`, `dense_quality`, `dense_task_loss`: of the dense model itself; 0 and 1 where taken against it.
     """
 
     curves: tuple[LayerCurve, ...]
@@ -53,6 +56,7 @@ class SensitivityTable:
     how: str  # method, pattern, data
     dense_loss: float = 0.0
     dense_quality: float = 1.0
+    dense_task_loss: float | None = None
 
     def by_sensitivity(self) -> list[LayerCurve]:
         """The layer that minds most first; ties in the model's order."""
@@ -66,6 +70,7 @@ class SensitivityTable:
             "how": self.how,
             "dense_loss": self.dense_loss,
             "dense_quality": self.dense_quality,
+            "dense_task_loss": self.dense_task_loss,
             "layers": [
                 {
                     "layer": curve.layer,
@@ -74,6 +79,7 @@ class SensitivityTable:
                     "loss": list(curve.loss),
                     "quality": list(curve.quality),
                     "relative_error": list(curve.relative_error),
+                    "task_loss": list(curve.task_loss),
                 }
                 for curve in self.curves
             ],
@@ -90,12 +96,12 @@ class SensitivityTable:
                 tuple(item["loss"]),
                 tuple(item["quality"]),
                 tuple(item["relative_error"]),
+                tuple(item["task_loss"]),
             )
             for item in said["layers"]
         )
-        return cls(
-            curves, said["loss_unit"], said["quality_unit"], said["how"], said["dense_loss"], said["dense_quality"]
-        )
+        names = ("loss_unit", "quality_unit", "how", "dense_loss", "dense_quality", "dense_task_loss")
+        return cls(curves, *(said[name] for name in names))
 
     def to_csv(self) -> str:
         """One row a layer and level, the dense model (sparsity 0) first for each; the columns are COLUMNS."""
@@ -103,8 +109,9 @@ class SensitivityTable:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(COLUMNS)
         for curve in self.curves:
-            writer.writerow([f"{curve.layer}.weight", 0.0, self.dense_quality, 0.0, self.dense_loss])
-            for level in zip(curve.zeros, curve.quality, curve.relative_error, curve.loss, strict=True):
+            dense = (0.0, self.dense_quality, 0.0, self.dense_loss, self.dense_task_loss)
+            task = curve.task_loss or (None,) * len(curve.zeros)
+            for level in (dense, *zip(curve.zeros, curve.quality, curve.relative_error, curve.loss, task, strict=True)):
                 writer.writerow([f"{curve.layer}.weight", *("" if value is None else repr(value) for value in level)])
         return out.getvalue()
 
@@ -117,17 +124,11 @@ class SensitivityTable:
         if quality is None or not {"parameter", "sparsity", "loss"} <= columns:
             found = ", ".join(sorted(map(str, columns))) or "no rows"
             raise DataError(f"sensitivity table: columns {found}. Needed: parameter, sparsity, loss, quality or top1")
-        points: dict[str, list[tuple[float, float, float, float | None]]] = {}
+        points: dict[str, list[Point]] = {}
         for row in rows:
-            layer = row["parameter"].removesuffix(".weight")
-            error = row.get("relative_error")
-            points.setdefault(layer, []).append(
-                (
-                    _number(row["sparsity"]),
-                    _number(row[quality]),
-                    _number(row["loss"]),
-                    _number(error) if error else None,
-                )
+            error, task = (_number(row[name]) if row.get(name) else None for name in ("relative_error", "task_loss"))
+            points.setdefault(row["parameter"].removesuffix(".weight"), []).append(
+                (_number(row["sparsity"]), _number(row[quality]), _number(row["loss"]), error, task)
             )
         dense = next((point for found in points.values() for point in found if point[0] == 0), None)
         return cls(
@@ -137,12 +138,13 @@ class SensitivityTable:
             how=how,
             dense_loss=dense[2] if dense is not None else 0.0,
             dense_quality=dense[1] if dense is not None else 1.0,
+            dense_task_loss=dense[4] if dense is not None else None,
         )
 
 
-def _curve(layer: str, points: Sequence[tuple[float, float, float, float | None]]) -> LayerCurve:
-    zeros, quality, loss, error = zip(*sorted((p for p in points if p[0] > 0), key=lambda p: p[0]), strict=True)
-    return LayerCurve(layer, None, zeros, loss, quality, error)
+def _curve(layer: str, points: Sequence[Point]) -> LayerCurve:
+    zeros, quality, loss, error, task = zip(*sorted((p for p in points if p[0] > 0), key=lambda p: p[0]), strict=True)
+    return LayerCurve(layer, None, zeros, loss, quality, error, () if None in task else task)
 
 
 def _number(text: str) -> float:

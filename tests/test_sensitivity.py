@@ -304,7 +304,7 @@ def test_table_to_csv_and_back(tmp_path: Path) -> None:
     _, change = Sensitivity(grid=(0.5, 0.9)).apply(model, context(model, tmp_path))
     table = SensitivityTable.from_json(change.details["sensitivity"])
     text = table.to_csv()
-    assert text.splitlines()[0] == "parameter,sparsity,quality,relative_error,loss"
+    assert text.splitlines()[0] == "parameter,sparsity,quality,relative_error,loss,task_loss"
     assert text.splitlines()[1].startswith("encoder.layer.0.attention.self.query.weight,0.0,1.0,0.0,0.0")
     again = SensitivityTable.from_csv(text, table.how)
     for a, b in zip(again.curves, table.curves, strict=True):

@@ -6,6 +6,7 @@ TABLE = {
     "depth": "edgeredux.pruning.depth:Depth",
     "vocabulary": "edgeredux.pruning.vocabulary:Vocabulary",
     "sensitivity": "edgeredux.pruning.sensitivity_step:Sensitivity",
+    "prune_until": "edgeredux.pruning.until:PruneUntil",
     "prune": "edgeredux.pruning.unstructured:Prune",
     "channels": "edgeredux.pruning.channels:Channels",
     "structured": "edgeredux.pruning.structured:Structured",

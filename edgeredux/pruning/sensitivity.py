@@ -137,6 +137,7 @@ def _curve(
         tuple(near.loss for _, near, _ in levels),
         tuple(near.quality for _, near, _ in levels),
         tuple(error for _, _, error in levels),
+        tuple(near.task_loss for _, near, _ in levels if near.task_loss is not None),
     )
 
 

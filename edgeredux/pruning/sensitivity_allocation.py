@@ -35,12 +35,16 @@ def sensitivity_shares(
     spread = _SPREAD if spread is None else spread
     floor, ceiling = max(0.0, zeros - spread), max(zeros, min(_MOST, zeros + spread))
     grid = tuple(share for share in dict.fromkeys((floor, zeros, ceiling)) if share > 0)
+    sizes = {layer.name: layer.matrix().numel() for layer in work.layers}
+    return shares(loss_curves(model, work, context, grid), sizes, zeros, floor, ceiling)
+
+
+def loss_curves(model: Model, work: Work, context: ReduceContext, grid: tuple[float, ...]) -> dict[str, Points]:
+    """What the model loses where one of `work`'s layers alone has zeros, from (0, 0) on over the rising `grid`."""
     gauge = Gauge(model, context.calibration, _SAMPLES)
     what = WeightScan(work.method, work.pattern, grid)
     found = scan(model, work.layers, what, gauge, context.calibration, context.seed, context.progress)
-    curves = {name: [(0.0, 0.0), *zip(curve.zeros, curve.loss, strict=True)] for name, curve in found.items()}
-    sizes = {layer.name: layer.matrix().numel() for layer in work.layers}
-    return shares(curves, sizes, zeros, floor, ceiling)
+    return {name: [(0.0, 0.0), *zip(curve.zeros, curve.loss, strict=True)] for name, curve in found.items()}
 
 
 def shares(

@@ -31,7 +31,8 @@ class Sensitivity:
 
     `method` and `pattern` are those of the step `prune`; patterns `neurons` and `heads` are shares of FFN neurons and
     attention heads instead. `layers` and `exclude` choose by name (shell style). `samples` of the calibration data give
-    loss and quality; the evaluation part is never looked at, it is kept for the verdict.
+    loss and quality, those of the training data where only they have a classifier's labels; the evaluation part is
+    never looked at, it is kept for the verdict.
     """
 
     method: str | dict[str, Any] = "wanda"
@@ -80,12 +81,21 @@ class Sensitivity:
         """The model as it came; Change details hold the table of all layers under "sensitivity"."""
         self.check(model)
         torch.set_num_threads(context.threads)
-        gauge = Gauge(model, context.calibration, self.samples)
+        labelled = model.task == "classification" and any("labels" in feed for feed in context.training)
+        gauge = Gauge(model, context.training if labelled else context.calibration, self.samples)
         chosen = self._layers(model)
         curves = scan(model, chosen, self._scan(model), gauge, context.calibration, context.seed, context.progress)
         name = self.method if isinstance(self.method, str) else next(iter(self.method))
-        how = f"{name}, {self.pattern}, one layer at a time, {gauge.samples} calibration samples"
-        table = SensitivityTable(tuple(curves.values()), gauge.loss_unit, gauge.quality_unit, how)
+        kind = "labelled" if gauge.labelled else "calibration"
+        how = f"{name}, {self.pattern}, one layer at a time, {gauge.samples} {kind} samples"
+        table = SensitivityTable(
+            tuple(curves.values()),
+            gauge.loss_unit,
+            gauge.quality_unit,
+            how,
+            dense_quality=gauge.dense.quality,
+            dense_task_loss=gauge.dense.task_loss,
+        )
         order = table.by_sensitivity()
         why = f"nothing changed; of {len(order)} layers {order[0].layer} minds most, {order[-1].layer} least ({how})"
         return model, Change("sensitivity", False, why, {"sensitivity": table.to_json()})

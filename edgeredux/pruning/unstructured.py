@@ -8,6 +8,7 @@ kernel: which patterns pay is the target file's to say.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -93,6 +94,10 @@ class Prune:
 
     def apply(self, model: Model, context: ReduceContext) -> tuple[Model, Change]:
         """The model with zeros; Change details hold weights, zeros and relative errors by layer."""
+        return self.pruned(model, context, None)
+
+    def pruned(self, model: Model, context: ReduceContext, shares: Mapping[str, float] | None) -> tuple[Model, Change]:
+        """As `apply`, with zeros by layer as in `shares`, whose weighted mean is `zeros`, instead of `allocation`."""
         self.check(model)
         torch.set_num_threads(context.threads)
         chosen = method(self.method)
@@ -105,7 +110,7 @@ class Prune:
         work = Work(layers(student, self.exclude), chosen, self._pattern(chosen))
         dense = (model, layers(model, self.exclude)) if self.reference == "dense" else None
         with torch.no_grad():
-            removed = self._allocate(student, work, context, whole)
+            removed = self._allocate(student, work, context, whole, shares)
             errors = work.zero(student, removed, context, dense)
             agreed(context.processes, {layer.name: layer.matrix() for layer in work.layers})
         zeros = {layer.name: int((layer.matrix() == 0).sum()) for layer in work.layers}
@@ -126,11 +131,20 @@ class Prune:
     def _pattern(self, chosen: Method) -> Pattern:
         return parse(self.pattern, chosen.compare if self.compare == "auto" else self.compare)
 
-    def _allocate(self, model: Model, work: Work, context: ReduceContext, whole: ReduceContext) -> dict[str, int]:
+    def _allocate(
+        self,
+        model: Model,
+        work: Work,
+        context: ReduceContext,
+        whole: ReduceContext,
+        shares: Mapping[str, float] | None,
+    ) -> dict[str, int]:
         asked = {
             layer.name: ways.Asked(len(layer.matrix()), layer.matrix().shape[1], block_of(model, layer.name) or "")
             for layer in work.layers
         }
+        if shares is not None:
+            return ways.by_share(asked, work.pattern, shares, self.share)
         if self.allocation == "uniform":
             return ways.uniform(asked, work.pattern, self.share)
         names = [layer.name for layer in work.layers]

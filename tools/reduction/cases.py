@@ -33,10 +33,18 @@ PATTERNS = (
         for method in ("magnitude", "alps")
     ),
 )
+# How zeros are shared out over the layers, one method at a time.
+ALLOCATION = tuple(
+    Case(zeros, "unstructured", method, allocation)
+    for zeros in (0.5, 0.7)
+    for method in ("wanda", "sparsegpt")
+    for allocation in ("uniform", "owl", "sensitivity")
+)
 QUICK = frozenset(REFERENCE[:6]) | {BEST[0], BEST[1]}
 
 
 def chosen(section: str, quick: bool) -> tuple[Case, ...]:
     """The cases of a section; with `quick` those at 50 % zeros that the authors have dev figures for, and ALPS."""
-    cases: tuple[Case, ...] = {"reference": REFERENCE, "best": BEST, "patterns": PATTERNS}[section]
+    sections = {"reference": REFERENCE, "best": BEST, "patterns": PATTERNS, "allocation": ALLOCATION}
+    cases: tuple[Case, ...] = sections[section]
     return tuple(case for case in cases if not quick or case in QUICK)
