@@ -10,5 +10,7 @@ TABLE = {
     "fix_shapes": "edgeredux.passes.onnx.fix_shapes:FixShapes",
     "clamp_mask": "edgeredux.passes.onnx.clamp_mask:ClampMask",
     "int8_dynamic": "edgeredux.passes.onnx.int8_dynamic:Int8Dynamic",
+    "int4_weights": "edgeredux.passes.onnx.int4_weights:Int4Weights",
+    "int8_weights": "edgeredux.passes.onnx.int8_weights:Int8Weights",
     "qdq_static": "edgeredux.passes.onnx.qdq_static:QdqStatic",
 }

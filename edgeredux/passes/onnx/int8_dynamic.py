@@ -6,16 +6,14 @@ import dataclasses
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
-from edgeredux.errors import InternalError, one_line
-from edgeredux.passes.onnx import files
+from edgeredux.errors import one_line
+from edgeredux.passes.onnx import files, zeros
 from edgeredux.passes.onnx.int8_rows import Int8Rows
 from edgeredux.passes.onnx.int8_shared import ShareQuantisation
 from edgeredux.seams import PassContext, Tolerance
@@ -49,10 +47,10 @@ class Int8Dynamic:
     )
 
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
-        """The quantised graph; details count `matmuls`, `tables`, `zeros_kept`, `shared`. Raises ArtifactError."""
+        """The quantised graph; details count `matmuls`, `tables`, `zeros`, `shared`. Raises ArtifactError."""
         model = files.read(source)
         common.NameFixPass()(model)  # the quantiser makes names from node names, and nodes may have none
-        before = _weights(model)
+        before = zeros.places(model)
         tables = Int8Rows()
         if self.embeddings:
             tables(model)
@@ -76,7 +74,7 @@ class Int8Dynamic:
                 )
                 quantised = files.read(made)
                 matmuls = sum(node.op_type == "MatMulInteger" for node in quantised.graph.all_nodes())
-                kept = _zeros_kept(before, quantised)
+                kept = zeros.check(before, quantised, "int8_dynamic")
                 sharing = ShareQuantisation()
                 sharing(quantised)
                 if matmuls or tables.tables:
@@ -85,33 +83,5 @@ class Int8Dynamic:
             return Change("int8_dynamic", False, one_line(f"declined: ONNX Runtime cannot quantise it: {problem}", 300))
         if not matmuls and not tables.tables:
             return Change("int8_dynamic", False, "declined: no MatMul, Gemm or embedding has constant float weights")
-        details = {"matmuls": matmuls, "tables": len(tables.tables), "zeros_kept": kept, "shared": sharing.shared}
+        details = {"matmuls": matmuls, "tables": len(tables.tables), "zeros": kept, "shared": sharing.shared}
         return Change("int8_dynamic", True, f"{matmuls} MatMuls and {len(tables.tables)} tables to int8", details)
-
-
-def _weights(model: ir.Model) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
-    found = {}
-    for graph in files.graphs(model):
-        for value in graph.initializers.values():
-            array = files.constant(value)
-            if array is not None and array.dtype == np.float32 and array.ndim == 2:
-                found[str(value.name)] = array
-    return found
-
-
-def _zeros_kept(before: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]], model: ir.Model) -> int:
-    """How many zeros of float weights are zeros of the int8 ones. Raises InternalError when one is not."""
-    kept = 0
-    for name, array in _int8(model).items():
-        stem = name.removesuffix("_quantized").removesuffix("_row_int8")
-        if stem in before and before[stem].shape == array.shape:
-            zeros = before[stem] == 0
-            if array[zeros].any():
-                raise InternalError(f"int8_dynamic: zeros of weight {stem!r} did not stay zeros")
-            kept += int(zeros.sum())
-    return kept
-
-
-def _int8(model: ir.Model) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
-    arrays = {str(v.name): files.constant(v) for graph in files.graphs(model) for v in graph.initializers.values()}
-    return {name: array for name, array in arrays.items() if array is not None and array.dtype == np.int8}

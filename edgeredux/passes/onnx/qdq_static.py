@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
 from edgeredux.errors import DataError, one_line
-from edgeredux.passes.onnx import files
+from edgeredux.passes.onnx import files, zeros
 from edgeredux.seams import Feed, PassContext, Tolerance
 
 _TYPES = {"uint8": QuantType.QUInt8, "uint16": QuantType.QUInt16, "int8": QuantType.QInt8}
@@ -65,6 +65,7 @@ class QdqStatic:
         if unknown:
             return Change("qdq_static", False, f"declined: exclude names {min(unknown)!r}, which is no node")
         feeds = _fitting(model, context.calibration)
+        before = zeros.places(model)
         common.NameFixPass()(model)
         try:
             with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
@@ -86,6 +87,7 @@ class QdqStatic:
                 quantised = files.read(made)
                 pairs = sum(node.op_type == "QuantizeLinear" for node in quantised.graph.all_nodes())
                 if pairs:
+                    kept = zeros.check(before, quantised, "qdq_static") if self.weight == "int8" else None
                     common.ClearMetadataAndDocStringPass()(quantised)
                     files.write(quantised, out)
         except (ValueError, RuntimeError, NotImplementedError, KeyError, TypeError) as problem:
@@ -93,7 +95,8 @@ class QdqStatic:
         if not pairs:
             return Change("qdq_static", False, "declined: no operator of this graph has a quantised form")
         why = f"{pairs} tensors quantised, ranges from {len(feeds)} calibration feeds"
-        return Change("qdq_static", True, why, {"quantised": pairs, "calibrated": len(feeds)})
+        details = {"quantised": pairs, "calibrated": len(feeds), "zeros": kept}
+        return Change("qdq_static", True, why, details)
 
     def _overrides(self, model: ir.Model) -> dict[str, list[dict[str, Any]]]:
         """What ONNX Runtime's helper would choose otherwise than the HTP library can do."""

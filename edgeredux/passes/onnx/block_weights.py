@@ -1,0 +1,223 @@
+"""Linear layers and embedding tables rewritten to read weights in blocks, a tied table stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeredux.passes.onnx import channels, files
+from edgeredux.passes.onnx.blocks import Array, Bits, Blocks, rtn
+from edgeredux.passes.onnx.weights import initializer, transposed
+
+DOMAIN = "com.microsoft"
+Width: TypeAlias = Literal["same", "int8", "float"]
+Quantise: TypeAlias = Callable[[ir.Node, Array, Bits], Blocks]  # the layer, its weight [outputs, inputs]
+
+# What may stand between the last layer and the graph's output.
+_AFTER_HEAD = {"Add", "Cast", "Identity", "Reshape", "Squeeze", "Slice", "Mul", "Div", "Tanh"}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A MatMul or Gemm whose weight is constant, and where that comes from."""
+
+    node: ir.Node
+    weight: Array  # [outputs, inputs]
+    source: ir.Value  # the initializer: read as it is, or through one Transpose
+    turned: bool  # whether the initializer is stored as [inputs, outputs]
+    is_head: bool
+
+
+@dataclass
+class BlockGraph:
+    """Rewrites one graph.
+
+    Given   y = MatMul(x, w); e = Gather(t, ids)
+    Result  y = MatMulNBits(x, wq, ws); e = GatherBlockQuantized(tq, ids, ts)
+
+    A table that an output layer reads too, turned, is one block tensor for both: their layouts are the same.
+    """
+
+    graph: ir.Graph
+    bits: Bits
+    block: int
+    quantise: Quantise
+    level: int  # MatMulNBits' accuracy_level: 0 is float arithmetic, 4 quantises the activations to int8
+    embeddings: Width
+    head: Width
+    least: int
+    exclude: frozenset[str]
+    is_main: bool = True  # False for the body of an If, Loop or Scan, whose outputs are no outputs of the model
+    layers: dict[str, str] = field(default_factory=dict)  # layer -> bits and method
+    tables: dict[str, int] = field(default_factory=dict)
+    tied: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)  # name -> why it stays float
+    zeros: dict[str, int] = field(default_factory=lambda: {"weights": 0, "before": 0, "after": 0, "lost": 0})
+    _made: dict[tuple[int, bool], tuple[Blocks, ir.Value, list[ir.Value]]] = field(default_factory=dict)
+
+    def linears(self) -> Iterator[Linear]:
+        """The layers to rewrite, in graph order; what stays and why goes to `left`."""
+        for node in self.graph:
+            if node.domain != "" or node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
+                continue
+            name, found = str(node.name), _linear(node, self.is_main and _is_head(node))
+            if found is None:
+                continue
+            if found.weight.size < self.least:
+                self.left[name] = f"fewer than {self.least} weights"
+            elif node.name in self.exclude:
+                self.left[name] = "excluded"
+            elif found.is_head and self.head == "float":
+                self.left[name] = "the output layer, head: float"
+            elif not np.isfinite(found.weight).all():
+                self.left[name] = "its weight is not finite"
+            else:
+                yield found
+
+    def rewrite(self) -> None:
+        """Replace every layer and table that there is a form for."""
+        layers = list(self.linears())
+        tables = list(self._tables())
+        matched = {id(table): linear for table in tables for linear in layers if _same(table, linear)}
+        for table in tables:
+            linear = matched.get(id(table))
+            bits = self._bits(self.embeddings)
+            if linear is not None:
+                bits = max(bits, self._bits(self.head))
+            if linear is None and self.embeddings == "float":
+                self.left[str(table.name)] = "a table, embeddings: float"
+                continue
+            self._replace_table(table, bits)
+            if linear is not None:
+                self._replace_linear(linear, bits, self._made[id(table), False])
+                self.tied.append(str(table.name))
+                layers.remove(linear)
+        for linear in layers:
+            self._replace_linear(linear, self._bits(self.head) if linear.is_head else self.bits, None)
+
+    def _bits(self, width: Width) -> Bits:
+        return 8 if width == "int8" else self.bits
+
+    def _tables(self) -> Iterator[ir.Value]:
+        for value in list(self.graph.initializers.values()):
+            table = files.constant(value)
+            readers = [(node, index) for node, index in value.uses() if _gathers_rows(node, index)]
+            if table is None or not readers or table.dtype != np.float32 or table.ndim != 2 or table.size < self.least:
+                continue
+            if value.is_graph_output() or not np.isfinite(table).all():
+                continue
+            if any(str(node.name) in self.exclude for node, _ in readers):
+                self.left[str(value.name)] = "excluded"
+            elif table.shape[1] % self.block:
+                self.left[str(value.name)] = f"a table of width {table.shape[1]}, no multiple of block {self.block}"
+            else:
+                yield value
+
+    def _blocks(
+        self, key: ir.Value, turned: bool, make: Callable[[], Blocks], weight: Array
+    ) -> tuple[Blocks, ir.Value, list[ir.Value]]:
+        """The block tensors of a weight, stored once however many read it."""
+        if (id(key), turned) not in self._made:
+            made = make()
+            stem = f"{key.name}_Q{made.bits}"
+            stored = [initializer(self.graph, f"{key.name}_scales", made.scales)]
+            if made.zeros is not None:
+                stored.append(initializer(self.graph, f"{key.name}_zeros", made.zeros.reshape(-1)))
+            self._made[id(key), turned] = made, initializer(self.graph, stem, made.packed), stored
+            zero, now = weight == 0, made.weight() == 0
+            self.zeros["weights"] += 1
+            self.zeros["before"] += int(zero.sum())
+            self.zeros["after"] += int(now.sum())
+            self.zeros["lost"] += int((zero & ~now).sum())
+        return self._made[id(key), turned]
+
+    def _replace_table(self, value: ir.Value, bits: Bits) -> None:
+        table = files.constant(value)
+        assert table is not None
+        # A table has no inputs to calibrate on and its operator no zeros of its own: rounding to the nearest.
+        made, packed, (scales, *_) = self._blocks(value, False, partial(rtn, table, bits, self.block), table)
+        flat = initializer(self.graph, f"{value.name}_rows", np.array([len(table), -1], np.int64))
+        for node, index in list(value.uses()):
+            if not _gathers_rows(node, index):
+                continue
+            rows = ir.node("Reshape", [packed, flat], name=f"{node.name}_rows")
+            rows.outputs[0].name = f"{node.outputs[0].name}_rows"
+            attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": self.block, "bits": int(made.bits)}
+            inputs = [rows.outputs[0], node.inputs[1], scales]
+            gather = ir.node("GatherBlockQuantized", inputs, attributes, domain=DOMAIN, name=f"{node.name}_Q{bits}")
+            _put(self.graph, node, [rows, gather])
+        self.tables[str(value.name)] = int(made.bits)
+
+    def _replace_linear(self, found: Linear, bits: Bits, tied: tuple[Blocks, ir.Value, list[ir.Value]] | None) -> None:
+        node, weight = found.node, found.weight
+        make = partial(self.quantise, node, weight, bits)
+        made, packed, stored = tied or self._blocks(found.source, found.turned, make, weight)
+        attributes: dict[str, Any] = {"K": weight.shape[1], "N": weight.shape[0]}
+        attributes |= {"bits": int(made.bits), "block_size": self.block}
+        if self.level:
+            attributes["accuracy_level"] = self.level
+        nodes = [
+            ir.node(
+                "MatMulNBits",
+                [node.inputs[0], packed, *stored],
+                attributes,
+                domain=DOMAIN,
+                name=f"{node.name}_Q{made.bits}",
+            )
+        ]
+        if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+            nodes[0].outputs[0].name = f"{node.outputs[0].name}_product"
+            nodes.append(ir.node("Add", [nodes[0].outputs[0], node.inputs[2]], name=f"{node.name}_bias"))
+        _put(self.graph, node, nodes)
+        self.layers[str(node.name)] = f"int{made.bits} {made.method}"
+
+
+def _linear(node: ir.Node, is_head: bool) -> Linear | None:
+    turn = node.inputs[1].producer() if node.inputs[1] is not None else None
+    if turn is not None and turn.op_type == "Transpose" and turn.domain == "" and node.op_type == "MatMul":
+        source = turn.inputs[0]
+        table = files.constant(source)
+        flips = list(turn.attributes.get_ints("perm", [1, 0])) == [1, 0]
+        if source is None or table is None or not source.is_initializer() or not flips:
+            return None
+        if table.dtype != np.float32 or table.ndim != 2:
+            return None
+        return Linear(node, table, source, False, is_head)
+    if not channels.is_linear(node) or node.inputs[1] is None or not node.inputs[1].is_initializer():
+        return None
+    return Linear(node, channels.rows(node), node.inputs[1], transposed(node), is_head)
+
+
+def _is_head(node: ir.Node) -> bool:
+    """Whether this layer's output is an output of the graph, but for element-wise operators and shapes."""
+    value = node.outputs[0]
+    while not value.is_graph_output():
+        uses = list(value.uses())
+        if len(uses) != 1 or uses[0].node.op_type not in _AFTER_HEAD or uses[0].node.graph is not node.graph:
+            return False
+        value = uses[0].node.outputs[0]
+    return True
+
+
+def _same(table: ir.Value, linear: Linear) -> bool:
+    """Whether a layer multiplies by this very table: the same initializer, or another of the same values turned."""
+    if linear.source is table:
+        return not linear.turned
+    array = files.constant(table)
+    return array is not None and array.shape == linear.weight.shape and np.array_equal(array, linear.weight)
+
+
+def _gathers_rows(node: ir.Node, index: int) -> bool:
+    return node.op_type == "Gather" and node.domain == "" and index == 0 and node.attributes.get_int("axis", 0) == 0
+
+
+def _put(graph: ir.Graph, node: ir.Node, made: list[ir.Node]) -> None:
+    """Put nodes in a node's place; the last one's output takes its name, type and shape."""
+    old, new = node.outputs[0], made[-1].outputs[0]
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    ir.convenience.replace_nodes_and_values(graph, node, [node], made, [old], [new])
