@@ -167,6 +167,55 @@ def deploy(
     raise typer.Exit(0 if answer["passed"] else 1)
 
 
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(metavar="M", help="A Hugging Face folder or id with safetensors.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The new checkpoint folder.")],
+    method: Annotated[str, typer.Option("--method", help="magnitude, random, wanda, sparsegpt or alps.")] = "sparsegpt",
+    pattern: Annotated[
+        str, typer.Option("--pattern", help="unstructured, n:m, a block such as 1x4, tile.")
+    ] = "unstructured",
+    zeros: Annotated[
+        float | None, typer.Option("--zeros", help="Share of zeros [0.5, or what the pattern says].")
+    ] = None,
+    data: DataOption = None,
+    texts: Annotated[int, typer.Option("--texts", help="Calibration texts.")] = 128,
+    tokens: Annotated[int, typer.Option("--tokens", help="Tokens a text is cut to.")] = 128,
+    batch: Annotated[int, typer.Option("--batch", help="Texts that are run together.")] = 8,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", metavar="P", help="Layers to leave alone; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of method random.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", help="Threads of the arithmetic.")] = 1,
+    shard_mb: Annotated[int, typer.Option("--shard-mb", help="Largest new weight file, 10^6 bytes.")] = 2000,
+    trust_remote_code: TrustOption = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Prune a checkpoint of any size block by block, the rest on the disk. The same command goes on after a kill."""
+    arguments = {
+        "model": model,
+        "out": out,
+        "method": method,
+        "pattern": pattern,
+        "zeros": zeros,
+        "data": data or "python-docs",
+        "texts": texts,
+        "tokens": tokens,
+        "batch": batch,
+        "exclude": exclude or (),
+        "seed": seed,
+        "threads": threads,
+        "shard_mb": shard_mb,
+        "remote_code": trust_remote_code,
+    }
+    done = _isolated("edgeredux.prune_folder:prune_folder", arguments, as_json, verbose)
+    if as_json:
+        print(json.dumps(done.to_json(), indent=1))
+    else:
+        _say(f"wrote {out}: {done.zeros:,} of {done.weights:,} weights in {len(done.blocks)} blocks are zero")
+
+
 targets_app = typer.Typer(
     help="The devices that edgeredux can judge for.", no_args_is_help=False, rich_markup_mode=None
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,18 @@ def load(source: str | Source, *, task: str = "auto", max_length: int = 128, rem
         raise ModelError(f"model {found.text}: a {found.kind} graph has no PyTorch module to load")
     _check_finite(model)
     return model
+
+
+def skeleton(source: Source, *, task: str = "auto", max_length: int = 128, remote_code: bool = False) -> Model:
+    """The Model of a Hugging Face folder without its weights: they are on the meta device, computed buffers are real.
+
+    It keeps no key-value cache. Raises ModelError.
+    """
+    if source.kind != "huggingface":
+        raise ModelError(f"model {source.text}: only Hugging Face folders can be read part by part")
+    if task != "auto" and task not in TASKS:
+        raise ModelError(f"task {task!r}: allowed are auto, {', '.join(TASKS)}")
+    return _from_folder(source, task, max_length, remote_code, _without_weights)
 
 
 def _check_finite(model: Model) -> None:
@@ -89,7 +102,13 @@ def _from_factory(source: Source, max_length: int) -> Model:
     return describe(module.eval(), examples, source, max_length)
 
 
-def _from_folder(source: Source, task: str, max_length: int, remote_code: bool) -> Model:
+def _from_folder(
+    source: Source,
+    task: str,
+    max_length: int,
+    remote_code: bool,
+    make: Callable[[Any, Any, Source, Path, bool], torch.nn.Module] | None = None,
+) -> Model:
     import torch
     import transformers
 
@@ -109,7 +128,7 @@ def _from_folder(source: Source, task: str, max_length: int, remote_code: bool) 
         "classification": transformers.AutoModelForSequenceClassification,
         "causal-lm": transformers.AutoModelForCausalLM,
     }[chosen]
-    module = _module(auto, config, source, folder, remote_code)
+    module = (make or _module)(auto, config, source, folder, remote_code)
     limit = getattr(config, "max_position_embeddings", None)
     length = min(max_length, limit) if isinstance(limit, int) and limit > 0 else max_length
     tokenizer = _tokenizer(folder, source, remote_code)
@@ -225,6 +244,42 @@ def _module(auto: Any, config: Any, source: Source, folder: Path, remote_code: b
         raise ModelError(f"model {source.text}: {len(missing)} weights are not in the checkpoint, first {missing[0]!r}")
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"model {source.text}: transformers gave no module")
+    return module
+
+
+def _without_weights(auto: Any, config: Any, source: Source, folder: Path, remote_code: bool) -> torch.nn.Module:
+    import torch
+    import transformers
+    from torch.overrides import TorchFunctionMode
+
+    class EmptyOnMeta(TorchFunctionMode):
+        """Weights are made by torch.empty; what is computed (rotary frequencies, position numbers) is not."""
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            given = dict(kwargs or {})
+            if function is torch.empty and given.get("device") is None:
+                given["device"] = "meta"
+            return function(*args, **given)
+
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"model {source.text}: its weights are quantised; give the checkpoint it was made from")
+    said = shapes.read(folder, source.text)
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        with EmptyOnMeta():
+            module: torch.nn.Module = auto.from_config(
+                config, dtype=torch.float32, **({"trust_remote_code": True} if remote_code else {})
+            )
+        if said is not None:
+            shapes.resize(module, said, source.text)
+    except ModelError:
+        raise
+    except Exception as problem:
+        raise ModelError(one_line(f"model {source.text}: cannot be built: {problem}", 400)) from problem
+    for part in module.modules():
+        for name, value in part.named_parameters(recurse=False):
+            setattr(part, name, torch.nn.Parameter(value.to("meta"), requires_grad=False))
+    module.config.use_cache = False  # type: ignore[union-attr]
     return module
 
 

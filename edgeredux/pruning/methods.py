@@ -6,9 +6,10 @@ Euclidean projection min ||W - W'||_F with the pattern's count, whatever the cel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass as plain
-from typing import Annotated, Any, Literal, Protocol, TypeAlias
+from dataclasses import field
+from typing import Annotated, Any, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from pydantic import ConfigDict, Field, ValidationError
@@ -17,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from edgeredux.errors import RecipeError, one_line, unknown
 from edgeredux.sparsity.patterns import Pattern
 
+T = TypeVar("T")
 Needs: TypeAlias = Literal["weights", "gradients", "norms", "gram"]
 _STRICT = ConfigDict(extra="forbid")
 
@@ -30,6 +32,14 @@ class Statistics:
     gradient: torch.Tensor | None = None  # mean |dL/dw| over batches, [outputs, inputs]
     fisher: torch.Tensor | None = None  # mean (dL/dw)^2 over batches, [outputs, inputs]
     seed: int = 0
+    memo: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` gives, worked out once for all layers that share these inputs (query, key and value)."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        found: T = self.memo[key]
+        return found
 
     def split(self, groups: int) -> list[Statistics]:
         """What is known of each of the matrix' equal row groups, where that was taken by weight; seeds of their own."""
@@ -143,18 +153,23 @@ class SparseGPT:
 
     def score(self, weight: torch.Tensor, known: Statistics) -> torch.Tensor:
         """w^2 / [H^-1]_jj: the layer's error without it when all others make up for it (Hassibi & Stork 1993)."""
-        from edgeredux.pruning.sparsegpt import damped
-
-        assert known.gram is not None
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(known.gram, self.damping)))
-        return weight.square() / inverse.diagonal().to(weight.dtype)
+        factor = self._factor(known)
+        return weight.square() / factor.square().sum(0)  # the diagonal of U^T U
 
     def solve(self, weight: torch.Tensor, known: Statistics, pattern: Pattern, removed: int) -> torch.Tensor:
         """See Method."""
         from edgeredux.pruning.sparsegpt import sparsegpt
 
         assert known.gram is not None
-        return sparsegpt(weight, known.gram, pattern, removed, damping=self.damping, block=self.block)
+        factor = None if pattern.bands else self._factor(known)
+        return sparsegpt(weight, known.gram, pattern, removed, damping=self.damping, block=self.block, factor=factor)
+
+    def _factor(self, known: Statistics) -> torch.Tensor:
+        from edgeredux.pruning.sparsegpt import inverse_factor
+
+        gram = known.gram
+        assert gram is not None
+        return known.once(("inverse factor", self.damping), lambda: inverse_factor(gram, self.damping))
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -8,7 +8,7 @@ kernel: which patterns pay is the target file's to say.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -83,9 +83,14 @@ class Prune:
         """The zeros asked for: 0.5 unless said."""
         return zeros_asked(self.pattern, self.zeros, 0.5)
 
+    @property
+    def looks_at_inputs(self) -> bool:
+        """Whether calibration data is passed through the model at all."""
+        return self.allocation == "owl" or method(self.method).needs != "weights"
+
     def check(self, model: Model) -> None:
         """Raise RecipeError or ModelError when no layer is left to prune or one does not take the pattern."""
-        pattern = self._pattern(method(self.method))
+        pattern = self.pattern_of(method(self.method))
         for layer in layers(model, self.exclude):
             rows, columns = layer.matrix().shape
             misfit = pattern.misfit(rows // layer.groups, columns)
@@ -107,7 +112,7 @@ class Prune:
                 raise RecipeError(f"prune: method {self._name()} takes gradients over all data: use one process")
             context = replace(context, calibration=share_of(context.processes, context.calibration, "prune"))
         student = model.after(copy.deepcopy(model.module).eval(), repr(self))
-        work = Work(layers(student, self.exclude), chosen, self._pattern(chosen))
+        work = Work(layers(student, self.exclude), chosen, self.pattern_of(chosen))
         dense = (model, layers(model, self.exclude)) if self.reference == "dense" else None
         with torch.no_grad():
             removed = self._allocate(student, work, context, whole, shares)
@@ -128,8 +133,15 @@ class Prune:
     def _name(self) -> str:
         return self.method if isinstance(self.method, str) else next(iter(self.method))
 
-    def _pattern(self, chosen: Method) -> Pattern:
+    def pattern_of(self, chosen: Method) -> Pattern:
+        """The pattern, single weights competing where the recipe or else the method says."""
         return parse(self.pattern, chosen.compare if self.compare == "auto" else self.compare)
+
+    def uniform_counts(self, model: Model) -> dict[str, int]:
+        """Steps of the pattern to remove by layer when all layers get the same share; shapes are all it looks at."""
+        return ways.uniform(
+            _asked(model, layers(model, self.exclude)), self.pattern_of(method(self.method)), self.share
+        )
 
     def _allocate(
         self,
@@ -139,10 +151,7 @@ class Prune:
         whole: ReduceContext,
         shares: Mapping[str, float] | None,
     ) -> dict[str, int]:
-        asked = {
-            layer.name: ways.Asked(len(layer.matrix()), layer.matrix().shape[1], block_of(model, layer.name) or "")
-            for layer in work.layers
-        }
+        asked = _asked(model, work.layers)
         if shares is not None:
             return ways.by_share(asked, work.pattern, shares, self.share)
         if self.allocation == "uniform":
@@ -165,6 +174,11 @@ class Prune:
         for name, value in zip(names, values, strict=True):
             asked[name] = replace(asked[name], scores=value)
         return ways.globally(asked, work.pattern, self.share)
+
+
+def _asked(model: Model, parts: Sequence[Layer]) -> dict[str, ways.Asked]:
+    shapes = {layer.name: layer.matrix().shape for layer in parts}
+    return {name: ways.Asked(rows, columns, block_of(model, name) or "") for name, (rows, columns) in shapes.items()}
 
 
 def _outliers(model: Model, work: Work, context: ReduceContext, outlier: float) -> list[float]:
