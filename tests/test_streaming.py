@@ -329,6 +329,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(damage: Any, message: str, tmp_
         ({"method": "fisher"}, "takes gradients"),
         ({"allocation": "owl"}, "allocation owl"),
         ({"allocation": "global"}, "allocation global"),
+        ({"allocation": "sensitivity"}, "allocation sensitivity"),
         ({"method": "sparsegpt", "reference": "dense"}, "reference dense"),
         ({"pattern": "3x5"}, "does not fit"),
     ],
