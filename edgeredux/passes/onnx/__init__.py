@@ -12,5 +12,6 @@ TABLE = {
     "int8_dynamic": "edgeredux.passes.onnx.int8_dynamic:Int8Dynamic",
     "int4_weights": "edgeredux.passes.onnx.int4_weights:Int4Weights",
     "int8_weights": "edgeredux.passes.onnx.int8_weights:Int8Weights",
+    "fp16": "edgeredux.passes.onnx.fp16:Fp16",
     "qdq_static": "edgeredux.passes.onnx.qdq_static:QdqStatic",
 }

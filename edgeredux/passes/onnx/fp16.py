@@ -1,0 +1,156 @@
+"""Half precision for GPUs and NPUs: half the bytes, the same graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+from edgeredux.artifact import Change, Format
+from edgeredux.errors import one_line
+from edgeredux.passes.onnx import files, ranges, zeros
+from edgeredux.passes.onnx.clamp_mask import ClampMasks
+from edgeredux.seams import PassContext, Tolerance
+
+# exp(-10000) is 0 in any precision, and scores added to it stay far from float16's end at -65504, where two summands
+# give -inf and a row of -inf a softmax of NaN.
+_MASK_FLOOR = -1e4
+_LARGEST = 65504.0
+_FEEDS = 4  # whose values are looked at: every value of the graph is held at once
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Fp16:
+    """Float weights and arithmetic as float16; half the bytes.
+
+    Given   y = MatMul(x, w)                                 float32
+    Result  y = Cast(MatMul(Cast(x), w16))                   inputs and outputs float32 still, with `keep_io_types`
+
+    By ONNX Runtime's float16 converter. Attention masks of -3.4e38 become -1e4 first. `float_operators`: operator types
+    that stay float32, on top of those that have no float16 form. `exclude`: names of nodes that stay. Operators that
+    read or write a value beyond half of float16's range (65504) on the calibration inputs stay float32 by themselves,
+    such as a norm that squares large values: ONNX Runtime's CPU provider computes most of a float16 graph in float32,
+    so the comparison of outputs would not show the overflow that a GPU would meet. Zeros stay zeros, and what is not
+    zero does not become it: the converter takes float16's least number instead. Declines where nothing is float32.
+    """
+
+    keep_io_types: bool = True
+    float_operators: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    format: Format = dataclasses.field(default="onnx", init=False)
+    tolerance: Tolerance = dataclasses.field(
+        default=Tolerance(
+            "float16 rounds each value to 11 bits, a relative error of 0.05 %, and tens of operators in a row add up "
+            "to some 1 %; an overflow is infinite and fails anyway",
+            atol=0.05,
+            rtol=0.05,
+            cosine=0.999,
+        ),
+        init=False,
+    )
+
+    def run(self, source: Path, out: Path, context: PassContext) -> Change:
+        """The float16 graph; details `masks` raised, `saturated` weights beyond +-65504, `float32` operator types left,
+        `largest` value measured (None without calibration inputs), `beyond` (nodes that stay for it), `zeros`.
+
+        Raises ArtifactError on an unreadable file, DataError on calibration inputs that do not fit.
+        """
+        model = files.read(source)
+        common.NameFixPass()(model)
+        if (problem := self._unfit(model)) is not None:
+            return Change("fp16", False, f"declined: {problem}")
+        masks = ClampMasks(_MASK_FLOOR)
+        masks(model)
+        before, saturated = zeros.places(model), _saturated(model)
+        common.ShapeInferencePass()(model)
+        reached = ranges.largest(model, context.calibration[:_FEEDS], context.scratch) if context.calibration else {}
+        beyond = _beyond(model, reached)
+        blocked = sorted({*DEFAULT_OP_BLOCK_LIST, *self.float_operators})
+        try:
+            with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+                given = Path(folder, "in.onnx")
+                files.write(model, given)
+                converted = convert_float_to_float16(
+                    str(given),
+                    keep_io_types=self.keep_io_types,
+                    op_block_list=blocked,
+                    node_block_list=[*self.exclude, *beyond],
+                )
+                made = ir.from_proto(converted)
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError) as problem:
+            return Change("fp16", False, one_line(f"declined: ONNX Runtime cannot convert it: {problem}", 300))
+        common.TopologicalSortPass()(made)
+        _straighten(made)
+        kept = zeros.check(before, made, "fp16")
+        left = sorted({node.op_type for node in made.graph.all_nodes() if node.op_type in blocked})
+        files.write(made, out)
+        details = {"masks": masks.clamped, "saturated": saturated, "float32": left, "zeros": kept}
+        details |= {"largest": max(reached.values()) if reached else None, "beyond": beyond}
+        halves = sum(value.dtype == np.float16 for value in _floats(made))
+        why = f"{halves} weights to float16"
+        why += f", {len(masks.clamped)} masks raised to {_MASK_FLOOR:g}" if masks.clamped else ""
+        why += f", {saturated} values beyond {_LARGEST:g} cut to it" if saturated else ""
+        why += f", {len(beyond)} operators stay float32 as they exceed its range" if beyond else ""
+        return Change("fp16", True, why, details)
+
+    def _unfit(self, model: ir.Model) -> str | None:
+        unknown = set(self.exclude) - {node.name for node in model.graph.all_nodes()}
+        if unknown:
+            return f"exclude names {min(unknown)!r}, which is no node"
+        absent = set(self.float_operators) - {node.op_type for node in model.graph.all_nodes()}
+        if absent:
+            return f"float_operators names {min(absent)!r}, which this graph does not have"
+        if not any(value.dtype == np.float32 for value in _floats(model)):
+            return "no constant of this graph is float32"
+        return None
+
+
+def _floats(model: ir.Model) -> list[np.ndarray[Any, np.dtype[Any]]]:
+    """Float constants of one or more axes."""
+    found = []
+    for graph in files.graphs(model):
+        for value in graph.initializers.values():
+            array = files.constant(value)
+            if array is not None and array.dtype.kind == "f" and array.ndim:
+                found.append(array)
+    return found
+
+
+def _beyond(model: ir.Model, reached: dict[str, float]) -> list[str]:
+    """The nodes that read or write a value beyond half of float16's range: other inputs may be twice as large."""
+    return [
+        str(node.name)
+        for node in model.graph
+        if any(reached.get(str(value.name), 0.0) > _LARGEST / 2 for value in (*node.inputs, *node.outputs) if value)
+    ]
+
+
+def _straighten(model: ir.Model) -> None:
+    """Between two operators that stay float32 the converter casts to float16 and back: read the float32 value instead.
+
+    Given   a float32; b = Cast(a, float16); c = Cast(b, float32); y = Op(c)
+    Result  y = Op(a)
+    """
+    for graph in files.graphs(model):
+        for node in graph:
+            inner = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
+            if inner is None or inner.op_type != "Cast" or inner.inputs[0] is None:
+                continue
+            there_and_back = inner.attributes.get_int("to", 0), node.attributes.get_int("to", 0)
+            if there_and_back != (ir.DataType.FLOAT16, ir.DataType.FLOAT) or inner.inputs[0].dtype != ir.DataType.FLOAT:
+                continue
+            if inner.graph is graph and not node.outputs[0].is_graph_output():
+                ir.convenience.replace_all_uses_with(node.outputs[0], inner.inputs[0])
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _saturated(model: ir.Model) -> int:
+    return sum(int((np.isfinite(array) & (np.abs(array) > _LARGEST)).sum()) for array in _floats(model))
