@@ -50,18 +50,22 @@ def run_onnx(path: str, feeds: Sequence[Feed], threads: int) -> list[Feed]:
 
 def run_tflite(path: str, feeds: Sequence[Feed], threads: int) -> list[Feed]:
     """The child's part for TFLite: the first signature by name, or tensors by name where there is none."""
-    from ai_edge_litert.interpreter import Interpreter
+    from edgeredux.delegates import reference_interpreter
 
     try:
-        interpreter = Interpreter(model_path=path, num_threads=threads)
-        interpreter.allocate_tensors()
+        interpreter = reference_interpreter(path, threads)
     except (ValueError, RuntimeError) as problem:
         raise ArtifactError(one_line(f"{Path(path).name}: LiteRT cannot load it: {problem}", 300)) from problem
-    call = _signature(interpreter) if interpreter.get_signature_list() else _tensors(interpreter)
+    call = call_tflite(interpreter)
     try:
         return [call(feed) for feed in feeds]
     except (ValueError, RuntimeError, KeyError) as problem:
         raise ArtifactError(one_line(f"{Path(path).name}: cannot be executed: {problem}", 300)) from problem
+
+
+def call_tflite(interpreter: Any) -> Any:
+    """A function from a Feed to a Feed, quantised outputs as real numbers; the interpreter's tensors are allocated."""
+    return _signature(interpreter) if interpreter.get_signature_list() else _tensors(interpreter)
 
 
 def _signature(interpreter: Any) -> Any:

@@ -127,6 +127,7 @@ def make(
     if recipe.primary is not None:
         needed.add(recipe.primary)
     passes = {name: _passes(recipe, name) for name in needed}
+    _check_runners(recipe, chosen, passes)
     exporters = {name: _exporter(recipe, name) for name in needed} if not graph else {}
     interface: Interface
     if graph:
@@ -223,6 +224,19 @@ def _passes(recipe: Recipe, artifact: str) -> tuple[tuple[str, Pass], ...]:
             raise RecipeError(f"{where}: pass {name!r} is for {step.format}, the artifact is {section.format}")
         made.append((name, step))
     return tuple(made)
+
+
+def _check_runners(recipe: Recipe, uses: Sequence[Use], passes: Mapping[str, Sequence[tuple[str, Pass]]]) -> None:
+    """Refuse an artifact that a pass makes for some runners alone where another one is to run it."""
+    for use in uses:
+        for side in dict.fromkeys((use.dense, use.reduced)):
+            for name, step in passes[side]:
+                allowed = getattr(step, "runners", None)
+                if allowed is not None and use.runtime.runner not in allowed:
+                    raise RecipeError(
+                        f"recipe {recipe.name}: artifacts.{side}: what pass {name} writes can only be run by "
+                        f"{', '.join(allowed)}, target {use.entry} has {use.runtime.runner}; give it another artifact"
+                    )
 
 
 def _exporter(recipe: Recipe, artifact: str) -> Exporter:

@@ -116,7 +116,8 @@ class PassContext:
 class Pass(Protocol):
     """A graph rewrite, file to file: turns something into bytes or milliseconds, or declines and says why.
 
-    Configuration by constructor. `run` writes `out` only when it returns changed=True.
+    Configuration by constructor. `run` writes `out` only when it returns changed=True. A pass whose files only some
+    runners read rightly names them in a class attribute `runners`; a recipe that gives them to another is refused.
     """
 
     format: Format

@@ -39,8 +39,8 @@ class Litert:
 
     Latency is one call from NumPy arrays to NumPy arrays; quantised inputs and outputs are converted with their
     scale and zero point within it. It is an error when XNNPACK is asked for and takes no operator, when a delegate
-    appears that was not asked for, and when XNNPACK would read sparse fully-connected weights (it takes the packed
-    bytes for a dense matrix and returns garbage).
+    appears that was not asked for, and when XNNPACK took an operator whose sparse weights it would read as dense ones
+    (it takes the packed bytes for a matrix and returns garbage).
     """
 
     format: Format = dataclasses.field(default="tflite", init=False)
@@ -103,11 +103,6 @@ def examine(job: ProfileJob, label: str) -> dict[str, Any]:
             raise ArtifactError(
                 f"{path.name}: the XNNPACK delegate took none of {len(left)} operators; set the target's resolver to "
                 "builtin_without_default_delegates if that is wanted"
-            )
-        if sparse := model.sparse_fully_connected():
-            raise ArtifactError(
-                f"{path.name}: {sparse} fully-connected operators have sparse weights, which the XNNPACK delegate "
-                "reads as dense ones; set the target's resolver to builtin_without_default_delegates"
             )
     elif taken:
         raise ArtifactError(f"{path.name}: a delegate took {len(taken)} operators though resolver is {resolver}")

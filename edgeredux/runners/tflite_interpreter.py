@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from edgeredux import delegates
 from edgeredux.errors import ArtifactError, one_line
 from edgeredux.runners.inputs import Port, fit, numbers
 from edgeredux.seams import Feed
@@ -24,7 +25,6 @@ RESOLVERS = {
     "builtin_without_default_delegates": OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     "reference": OpResolverType.BUILTIN_REF,
 }
-_DELEGATE = "DELEGATE"
 
 
 class Model:
@@ -35,10 +35,20 @@ class Model:
             raise ArtifactError(f"{path}: no such file")
         self.path = path
         try:
+            if resolver == "xnnpack" and (sparse := delegates.unguarded(str(path))):
+                raise ArtifactError(
+                    f"{path.name}: the XNNPACK delegate would read the sparse weights of {sparse} operators as dense "
+                    "ones; set the target's resolver to builtin_without_default_delegates, or mend the file with "
+                    "edgeredux passes run tflite_sparse_weights"
+                )
             self.interpreter = Interpreter(
                 model_path=str(path), num_threads=threads, experimental_op_resolver_type=RESOLVERS[resolver]
             )
             self.interpreter.allocate_tensors()
+            if sparse := delegates.misread(self.interpreter):
+                raise ArtifactError(
+                    f"{path.name}: a delegate read the sparse weights of {sparse} operators as dense ones"
+                )
         except (ValueError, RuntimeError) as problem:
             raise ArtifactError(one_line(f"{path.name}: LiteRT cannot load it: {problem}")) from problem
         self._signature = self._choose_signature(feed)
@@ -89,35 +99,13 @@ class Model:
             raise ArtifactError(one_line(f"{self.path.name}: LiteRT failed while running it: {problem}")) from problem
 
     def placement(self) -> tuple[list[str], list[str]]:
-        """Kinds of the operators that delegates took, and of those left to the interpreter's own kernels.
+        """Kinds of the operators that delegates took, and of those left to the interpreter's own kernels."""
+        taken, left = delegates.split(self.interpreter._get_ops_details())
+        return [node["op_name"] for node in taken], [node["op_name"] for node in left]
 
-        The interpreter lists the original operators followed by one DELEGATE node per delegated part; a part holds
-        every operator on the way from the delegate's inputs to its outputs.
-        """
-        nodes = self.interpreter._get_ops_details()
-        original = [node for node in nodes if node["op_name"] != _DELEGATE]
-        maker = {int(t): i for i, node in enumerate(original) for t in node["outputs"]}
-        taken: set[int] = set()
-        for part in (node for node in nodes if node["op_name"] == _DELEGATE):
-            given = {int(t) for t in part["inputs"]}
-            waiting = [int(t) for t in part["outputs"]]
-            while waiting:
-                tensor = waiting.pop()
-                place = maker.get(tensor)
-                if tensor in given or place is None or place in taken:
-                    continue
-                taken.add(place)
-                waiting.extend(int(t) for t in original[place]["inputs"])
-        return (
-            [node["op_name"] for i, node in enumerate(original) if i in taken],
-            [node["op_name"] for i, node in enumerate(original) if i not in taken],
-        )
-
-    def sparse_fully_connected(self) -> int:
-        """How many fully-connected operators keep their weights sparse in the file."""
-        sparse = {d["index"] for d in self.interpreter.get_tensor_details() if d.get("sparsity_parameters")}
-        nodes = (node for node in self.interpreter._get_ops_details() if node["op_name"] == "FULLY_CONNECTED")
-        return sum(1 for node in nodes if any(int(t) in sparse for t in node["inputs"]))
+    def sparse_weights(self) -> int:
+        """How many tensors of the file are stored sparse."""
+        return sum(bool(item.get("sparsity_parameters")) for item in self.interpreter.get_tensor_details())
 
 
 def clean(name: str) -> str:
