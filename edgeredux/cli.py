@@ -419,8 +419,11 @@ def _show(found: Report, out: Path) -> None:
     from rich.console import Console
 
     from edgeredux.report import summary_table
+    from edgeredux.report_choosing_text import tables
 
     console = Console()
+    for table in tables(found.steps):
+        console.print(table)
     if found.stage == "profiled":
         console.print(summary_table(found))
         verdict = "PASS" if found.passed else "FAIL"

@@ -433,7 +433,7 @@ def summary_table(report: Report) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
-    title = _text(f"{report.recipe.get('name', '')}: {report.model.get('name', '')}", "bold")
+    title = plain_text(f"{report.recipe.get('name', '')}: {report.model.get('name', '')}", "bold")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("target", "reading", "dense", "reduced", "ratio", "source"):
         right, fixed = name in ("dense", "reduced", "ratio"), name in ("reading", "source", "ratio")
@@ -447,24 +447,26 @@ def summary_table(report: Report) -> RenderableType:
             if isinstance(reading, Missing):
                 absent.setdefault(one_line(reading.reason), {}).setdefault(target.name, []).append(metric)
             share = target.ratios.get(RATIO_OF.get(metric, ""), Missing("not formed"))
-            table.add_row(_text(first), _text(metric), _cell(dense), _cell(reading), _cell(share, ""), _source(reading))
+            table.add_row(
+                plain_text(first), plain_text(metric), _cell(dense), _cell(reading), _cell(share, ""), _source(reading)
+            )
             first = ""
         table.add_section()
     checks = Table(box=None, pad_edge=False, show_header=False)
     for target in report.targets:
         for check in target.checks:
-            mark = _text("✓", "green") if check.passed else _text("✗", "red")
-            checks.add_row(mark, _text(target.name), _text(describe_check(check)))
+            mark = plain_text("✓", "green") if check.passed else plain_text("✗", "red")
+            checks.add_row(mark, plain_text(target.name), plain_text(describe_check(check)))
     said = {f"{target.name}: {describe_check(check)}" for target in report.targets for check in target.checks}
-    notes = [_text(f"✗ {line}", "red") for line in report.failures() if line not in said]
+    notes = [plain_text(f"✗ {line}", "red") for line in report.failures() if line not in said]
     for reason, places in absent.items():
         where = "; ".join(f"{', '.join(metrics)} on {name}" for name, metrics in places.items())
-        notes.append(_text(f"missing: {where}: {reason}", "dim"))
-    notes += [_text(f"note: {line}", "yellow") for line in (*report.remarks(), *report.warnings)]
+        notes.append(plain_text(f"missing: {where}: {reason}", "dim"))
+    notes += [plain_text(f"note: {line}", "yellow") for line in (*report.remarks(), *report.warnings)]
     return Group(table, checks, *notes)
 
 
-def _text(said: str, style: str = "") -> Text:
+def plain_text(said: str, style: str = "") -> Text:
     """Text for a terminal: names come from files of strangers, so nothing in them moves the cursor or is markup."""
     from rich.text import Text
 
@@ -473,11 +475,11 @@ def _text(said: str, style: str = "") -> Text:
 
 def _cell(reading: AnyReading, missing: str = "missing") -> Text:
     if isinstance(reading, Missing):
-        return _text(missing, "dim")
-    return _text(show_number(reading).removesuffix(" perplexity"))
+        return plain_text(missing, "dim")
+    return plain_text(show_number(reading).removesuffix(" perplexity"))
 
 
 def _source(reading: AnyReading) -> Text:
     if isinstance(reading, Missing):
-        return _text("missing", "dim")
-    return _text(reading.source + (", noisy" if reading.noisy else ""), "yellow" if reading.noisy else "")
+        return plain_text("missing", "dim")
+    return plain_text(reading.source + (", noisy" if reading.noisy else ""), "yellow" if reading.noisy else "")

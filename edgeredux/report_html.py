@@ -19,6 +19,7 @@ from edgeredux import charts, report_words
 from edgeredux.artifact import Artifact
 from edgeredux.readings import AnyReading, Missing, Reading
 from edgeredux.report import RATIO_OF, SHARES, Report, StepLine, show_value
+from edgeredux.report_choosing import chosen
 from edgeredux.report_target import view
 from edgeredux.report_words import METRIC_NAMES, SOURCE_WORDS, change, show, unique
 
@@ -57,6 +58,7 @@ def render(report: Report) -> str:
         artifacts=[_artifact(item) for item in report.artifacts],
         quality=quality_charts(report),
         steps=steps(report),
+        choices=chosen(report),
         sources=SOURCE_WORDS,
         commands=commands(report),
         recipe=yaml.safe_dump(dict(report.to_json()["recipe"]), sort_keys=False, allow_unicode=True, width=100),

@@ -21,13 +21,14 @@ def cli(tmp_path: Path) -> Cli:
     """Starts the command line in a process of its own, in an empty folder."""
 
     def start(*arguments: object, timeout: float = 600, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        places = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
         return subprocess.run(
             [sys.executable, "-m", "edgeredux", *map(str, arguments)],
             cwd=cwd or tmp_path,
             capture_output=True,
             text=True,
             timeout=timeout,
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
         )
 
     return start

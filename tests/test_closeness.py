@@ -28,7 +28,7 @@ def disturbed(model: Model) -> Model:
 
 def outputs(model: Model, feed: Feed) -> torch.Tensor:
     with torch.no_grad():
-        return model.forward({name: torch.from_numpy(value) for name, value in feed.items()})[model.output_names[0]]
+        return model.forward({name: torch.from_numpy(feed[name]) for name in model.input_names})[model.output_names[0]]
 
 
 @pytest.mark.parametrize("make", [tiny_bert, tiny_classifier, tiny_llama])
@@ -62,6 +62,23 @@ def test_classes_against_kl_divergence() -> None:
     assert near.quality == float((a.argmax(-1) == b.argmax(-1)).double().mean())
 
 
+def test_labels_against_accuracy_and_cross_entropy() -> None:
+    model = tiny_classifier()
+    rng = np.random.default_rng(0)
+    feeds = [{**feed, "labels": rng.integers(0, 3, len(feed["input_ids"]))} for feed in tokens(model, (4, 12), (3, 7))]
+    other = disturbed(model)
+    labels = torch.cat([torch.from_numpy(feed["labels"]) for feed in feeds])
+    gauge = Gauge(model, feeds)
+    for m, near in ((other, gauge.of_model(other)), (model, gauge.dense)):
+        logits = torch.cat([outputs(m, feed) for feed in feeds]).double()
+        assert near.quality == float((logits.argmax(-1) == labels).double().mean())
+        assert near.task_loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-5)
+    assert gauge.quality_unit == "accuracy"
+    for bad in (np.array([0, 1, 2, 3]), np.array([0.0, 1.0, 1.0, 1.0]), np.array([0, -100, 1, 1])):
+        with pytest.raises(DataError, match=r"whole numbers of 0\.\.2"):
+            Gauge(model, [{**feeds[0], "labels": bad}])
+
+
 def test_next_tokens_against_kl_divergence_and_perplexity() -> None:
     model = tiny_llama()
     other, feeds = disturbed(model), tokens(model, (2, 12), (3, 7), padded=False)
@@ -77,6 +94,8 @@ def test_next_tokens_against_kl_divergence_and_perplexity() -> None:
     kl = F.kl_div(b.log_softmax(-1), a.log_softmax(-1), reduction="batchmean", log_target=True)
     assert near.loss == pytest.approx(float(kl), rel=1e-4)
     assert near.quality == pytest.approx(perplexity[0] / perplexity[1], rel=1e-5)
+    assert near.task_loss == pytest.approx(np.log(perplexity[1]), rel=1e-5)
+    assert Gauge(model, feeds).dense.task_loss == pytest.approx(np.log(perplexity[0]), rel=1e-5)
 
 
 def test_padding_does_not_count() -> None:

@@ -274,3 +274,30 @@ def test_a_wheel_works_from_an_empty_folder(tmp_path: Path) -> None:
     assert any((site / "edgeredux" / "templates").iterdir())
     start("init", "mine.yaml")
     assert (empty / "mine.yaml").is_file()
+
+
+def test_a_scan_and_a_search_are_shown_everywhere(cli: Cli, tmp_path: Path, recipe: Path) -> None:
+    steps = (
+        "[{sensitivity: {method: magnitude, grid: [0.5, 0.9]}}, "
+        "{prune_until: {limit: {quality: 0.5}, by: 0.3, most: 0.6, allocation: sensitivity}}]"
+    )
+    arguments = ("run", recipe, "--out", tmp_path / "out", "--set", f"reduce={steps}")
+    done = cli(*arguments, "--set", "data.calibration=32")
+    assert done.returncode in (0, 1), done.stderr
+    assert "sensitivity: mean cosine to dense, one layer alone" in done.stdout
+    assert "settings tried" in done.stdout
+    found = read(tmp_path / "out" / "report.json")
+    jsonschema.validate(found, read(SCHEMA))
+    scan, search = found["steps"][:2]
+    assert [len(row["zeros"]) for row in scan["details"]["sensitivity"]["layers"]] == [2] * 12
+    assert [trial["zeros"] for trial in search["details"]["search"]["tried"]] == [0.0, 0.3, 0.6]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "How much each layer minds" in page
+    assert "How far the zeros could go" in page
+    told = cli("report", tmp_path / "out", "--json")
+    assert json.loads(told.stdout)["steps"][:2] == [scan, search]
+    refused = "reduce=[{prune_until: {limit: {quality: 0.9999999}, first: 0.9}}]"
+    done = cli("reduce", recipe, "--out", tmp_path / "no", "--set", refused, "--set", "data.calibration=32")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "missed by the first setting" in done.stderr

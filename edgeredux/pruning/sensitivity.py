@@ -20,7 +20,7 @@ from edgeredux.pruning.layers import Layer
 from edgeredux.pruning.methods import Method, Statistics
 from edgeredux.pruning.replay import Replay
 from edgeredux.pruning.scores import score, statistics_without_inputs
-from edgeredux.pruning.statistics import Collector
+from edgeredux.pruning.statistics import Collector, relative_error
 from edgeredux.pruning.walk import Inputs, walk
 from edgeredux.pruning.work import Work
 from edgeredux.seams import Feed, Progress
@@ -108,11 +108,12 @@ def scan(
         without = what.method.needs in ("weights", "gradients")
         known = statistics_without_inputs(model, names, what.method, feeds, seed) if without else {}
         collector = None if without else Collector(what.method.needs)
+        products = collector if collector is not None and what.method.needs == "gram" else Collector("gram")
 
         def visit(layer: Layer, inputs: Inputs) -> None:
             progress(layer.name, len(found), len(layers))
             here = known[layer.name].split(layer.groups) if collector is None else collector.take(inputs)
-            found[layer.name] = _curve(layer, inputs, here, what, gauge, replay)
+            found[layer.name] = _curve(layer, products.take(inputs), here, what, gauge, replay)
 
         walk(model, layers, feeds, visit)
     progress("sensitivity", len(layers), len(layers))
@@ -120,14 +121,15 @@ def scan(
 
 
 def _curve(
-    layer: Layer, inputs: Inputs, known: Sequence[Statistics], what: Scan, gauge: Gauge, replay: Replay
+    layer: Layer, products: Sequence[Statistics], known: Sequence[Statistics], what: Scan, gauge: Gauge, replay: Replay
 ) -> LayerCurve:
+    """`products`: the Gram matrices of the layer's inputs, which give its own error at every level."""
     trial, weight = replay.layer(layer.name), layer.matrix().clone()
     levels: list[tuple[float, Closeness, float | None]] = []
     for count, share in what.levels(layer):
         trial.store(weight)
         what.prune(trial, known, count)
-        error = output_error(inputs, weight, trial.matrix())
+        error = relative_error(weight, trial.matrix(), products)
         levels.append((share, gauge.of(lambda index: replay.run(layer.name, index)), error))
     trial.store(weight)
     return LayerCurve(
@@ -139,13 +141,3 @@ def _curve(
         tuple(error for _, _, error in levels),
         tuple(near.task_loss for _, near, _ in levels if near.task_loss is not None),
     )
-
-
-def output_error(inputs: Inputs, weight: torch.Tensor, pruned: torch.Tensor) -> float | None:
-    """||X (W - W')||^2 / ||X W||^2 over `inputs`, one [groups, positions, inputs] a batch; None where X W is 0."""
-    groups, columns = len(inputs[0]), weight.shape[1]
-    whole = weight.view(groups, -1, columns).mT
-    lost = (weight - pruned).view(groups, -1, columns).mT
-    top = sum(float((part.float() @ lost).square().sum(dtype=torch.float64)) for part in inputs)
-    bottom = sum(float((part.float() @ whole).square().sum(dtype=torch.float64)) for part in inputs)
-    return top / bottom if bottom > 0 else None
