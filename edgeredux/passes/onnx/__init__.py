@@ -5,6 +5,7 @@ TABLE = {
     "gelu": "edgeredux.passes.onnx.gelu:Gelu",
     "fuse": "edgeredux.passes.onnx.fuse:Fuse",
     "dead_channels": "edgeredux.passes.onnx.dead_channels:DeadChannels",
+    "dead_structure": "edgeredux.passes.onnx.dead_structure:DeadStructure",
     "tile": "edgeredux.passes.onnx.tile:Tile",
     "residual_sum": "edgeredux.passes.onnx.residual_sum:ResidualSum",
     "fix_shapes": "edgeredux.passes.onnx.fix_shapes:FixShapes",

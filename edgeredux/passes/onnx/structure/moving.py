@@ -1,0 +1,474 @@
+"""Operators that put positions of an axis elsewhere: Transpose, Slice, Gather, Concat, Split, Pad."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeredux.passes.onnx.structure.facts import Array, Flags, Known, any_along
+from edgeredux.passes.onnx.structure.rule import Rule, label
+from edgeredux.passes.onnx.structure.shape_entries import write_entries
+from edgeredux.passes.onnx.structure.state import State
+
+Indices: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
+
+
+class Transpose(Rule):
+    """Axes in another order."""
+
+    def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
+        known, order = state.known(given(node)), _order(node, state)
+        return [Known(known.mask.transpose(order), known.values.transpose(order))]
+
+    def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
+        return [state.wanted(node.outputs[0]).transpose(np.argsort(_order(node, state)))]
+
+    def agree(self, node: ir.Node, state: State) -> None:
+        for axis, source in enumerate(_order(node, state)):
+            state.tie(given(node), source, node.outputs[0], axis, f"{label(node)} moves a dynamic axis")
+
+
+class Picking(Rule):
+    """Operators whose output holds, along some axes, chosen positions of the input (Slice, Pad)."""
+
+    def places(self, node: ir.Node, state: State) -> dict[int, Indices | None] | None:
+        """By axis, for each output position the input position, -1 for padding; None: not constant, or dynamic.
+
+        Axes that are not named are copied. None instead of the mapping: not even the axes are constant.
+        """
+        raise NotImplementedError
+
+    def fill(self, node: ir.Node, state: State) -> Known:
+        """What padding holds, of rank 0."""
+        return Known.nothing(0)
+
+    def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
+        places = self.places(node, state)
+        if places is None:
+            return [None]
+        known, fill = state.known(given(node)), self.fill(node, state)
+        for axis, index in places.items():
+            if index is None:
+                known = known.same_along([axis])
+                continue
+            if (index >= 0).all() and max(known.mask.shape[axis], known.values.shape[axis]) == 1:
+                continue
+            size = state.dims(given(node))[axis] or 1
+            mask, values = (
+                _wide(array, axis, size).take(np.maximum(index, 0), axis) for array in (known.mask, known.values)
+            )
+            outside = (index < 0).reshape([-1 if other == axis else 1 for other in range(mask.ndim)])
+            known = Known(
+                np.where(outside, fill.mask, mask), np.where(outside, fill.values.astype(values.dtype), values)
+            )
+        return [known]
+
+    def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
+        places = self.places(node, state)
+        if places is None:
+            return [None] * len(node.inputs)
+        flags = state.wanted(node.outputs[0])
+        for axis, index in places.items():
+            size = state.dims(given(node))[axis]
+            if index is None or size is None:
+                flags = any_along(flags, [axis])
+                continue
+            wide = _wide(flags, axis, len(index))
+            shape = list(wide.shape)
+            shape[axis] = size
+            found = np.zeros(shape, bool)
+            for place in np.flatnonzero(index >= 0):
+                target = [slice(None)] * found.ndim
+                target[axis] = slice(int(index[place]), int(index[place]) + 1)
+                found[tuple(target)] |= wide.take([place], axis)
+            flags = found
+        return [flags, *[None] * (len(node.inputs) - 1)]
+
+    def agree(self, node: ir.Node, state: State) -> None:
+        places, value, out, name = self.places(node, state), given(node), node.outputs[0], label(node)
+        if places is None:
+            state.pin_all(node, f"{name} computes its axes")
+            return
+        for other in node.inputs[1:]:
+            state.pin(other, None, f"{name} reads it as a whole")
+        for axis in range(len(state.dims(value))):
+            if axis not in places:
+                state.tie(value, axis, out, axis, f"{name} has an axis of dynamic size there")
+                continue
+            index = places[axis]
+            if index is None:
+                state.pin(value, [axis], f"{name} takes positions that are not constant")
+                state.pin(out, [axis], f"{name} takes positions that are not constant")
+            else:
+                tie_places(value, axis, out, axis, index, name, state)
+
+
+class Slice(Picking):
+    """Steps of 1; other steps keep their axis whole, but for turning it round."""
+
+    def places(self, node: ir.Node, state: State) -> dict[int, Indices | None] | None:
+        value = given(node)
+        said = self._said(node, state)
+        if said is None:
+            return None
+        found: dict[int, Indices | None] = {}
+        for axis, start, end, step in said:
+            size = state.dims(value)[axis]
+            index = None
+            if size is not None and start is not None and end is not None:
+                index = np.arange(size, dtype=np.int64)[start:end:step]
+                if step != 1 and (step != -1 or len(index) != size):
+                    index = None
+            found[axis] = index
+        return found
+
+    def _said(self, node: ir.Node, state: State) -> list[tuple[int, int | None, int | None, int]] | None:
+        """Axis, start, end, step; None where axes or steps are not constant."""
+        rank = len(state.dims(given(node)))
+        if len(node.inputs) < 3:
+            return None
+        steps = _constants(node, 4, state) if len(node.inputs) > 4 and node.inputs[4] is not None else None
+        axes = _constants(node, 3, state) if len(node.inputs) > 3 and node.inputs[3] is not None else None
+        if (steps is None and len(node.inputs) > 4 and node.inputs[4] is not None) or (
+            axes is None and len(node.inputs) > 3 and node.inputs[3] is not None
+        ):
+            return None
+        starts, ends = _constants(node, 1, state), _constants(node, 2, state)
+        count = len(starts or ends or axes or range(rank))
+        axes = list(range(count)) if axes is None else axes
+        return [
+            (
+                axis + rank if axis < 0 else axis,
+                None if starts is None else starts[place],
+                None if ends is None else ends[place],
+                1 if steps is None else steps[place],
+            )
+            for place, axis in enumerate(axes)
+        ]
+
+    def rewrite(self, node: ir.Node, state: State) -> None:
+        starts: dict[int, int] = {}
+        ends: dict[int, int] = {}
+        for place, (axis, start, end, step) in enumerate(self._said(node, state) or []):
+            cut = state.cut(given(node), axis)
+            if cut is None or not cut.gone.any() or step != 1 or start is None or end is None:
+                continue
+            first, last, _ = slice(start, end).indices(len(cut.gone))
+            new_first, new_last = int(cut.kept[:first].sum()), int(cut.kept[:last].sum())
+            now = slice(start, end).indices(cut.left)
+            if now[0] != new_first:
+                starts[place] = new_first
+            if now[1] != new_last:
+                ends[place] = new_last
+        if starts:
+            write_entries(node, 1, starts, state)
+        if ends:
+            write_entries(node, 2, ends, state)
+
+
+class Pad(Picking):
+    """Padding with a constant; padded positions may go as well."""
+
+    def places(self, node: ir.Node, state: State) -> dict[int, Indices | None] | None:
+        said = self._said(node, state)
+        if said is None:
+            return None
+        found: dict[int, Indices | None] = {}
+        for axis, (begin, end) in said.items():
+            size = state.dims(given(node))[axis]
+            if begin == 0 and end == 0:
+                continue
+            if size is None or begin < 0 or end < 0:
+                found[axis] = None
+            else:
+                found[axis] = np.concatenate([np.full(begin, -1), np.arange(size), np.full(end, -1)]).astype(np.int64)
+        return found
+
+    def fill(self, node: ir.Node, state: State) -> Known:
+        value = node.inputs[2] if len(node.inputs) > 2 else None
+        if value is None:
+            return Known.constant(np.zeros((), np.float32))
+        array = state.array(value)
+        return Known.nothing(0) if array is None else Known.constant(array.reshape(()))
+
+    def _said(self, node: ir.Node, state: State) -> dict[int, tuple[int, int]] | None:
+        if node.attributes.get_string("mode", "constant") != "constant" or len(node.inputs) < 2:
+            return None
+        pads = _constants(node, 1, state)
+        rank = len(state.dims(given(node)))
+        axes: list[int] | None = list(range(rank))
+        if len(node.inputs) > 3 and node.inputs[3] is not None:
+            axes = _constants(node, 3, state)
+        if pads is None or axes is None:
+            return None
+        half = len(pads) // 2
+        return {(a + rank if a < 0 else a): (pads[i], pads[half + i]) for i, a in enumerate(axes)}
+
+    def rewrite(self, node: ir.Node, state: State) -> None:
+        said = self._said(node, state)
+        wanted: dict[int, int] = {}
+        for place, (axis, (begin, end)) in enumerate((said or {}).items()):
+            cut = state.cut(node.outputs[0], axis)
+            if said is None or cut is None or not cut.gone.any() or not (begin or end):
+                continue
+            first, last = int(cut.kept[:begin].sum()), int(cut.kept[len(cut.kept) - end :].sum()) if end else 0
+            if first != begin:
+                wanted[place] = first
+            if last != end:
+                wanted[len(said) + place] = last
+        if wanted:
+            write_entries(node, 1, wanted, state)
+
+
+class Gather(Rule):
+    """Constant indices move positions; others need the whole axis, whose constant columns stay constant."""
+
+    def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
+        axis, index = self._read(node, state)
+        known = state.known(given(node))
+        between = len(state.dims(_indices(node)))
+        if index is None:
+            known = known.same_along([axis])
+            shape = (*known.mask.shape[:axis], *[1] * between, *known.mask.shape[axis + 1 :])
+            other = (*known.values.shape[:axis], *[1] * between, *known.values.shape[axis + 1 :])
+            return [Known(known.mask.reshape(shape), known.values.reshape(other))]
+        size = state.dims(given(node))[axis] or 1
+        mask, values = (_wide(array, axis, size).take(index, axis) for array in (known.mask, known.values))
+        return [Known(mask, values)]
+
+    def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
+        axis, index = self._read(node, state)
+        wanted, data = state.wanted(node.outputs[0]), state.dims(given(node))
+        between = len(state.dims(_indices(node)))
+        flags = any_along(wanted, range(axis, axis + between))
+        flags = flags.reshape((*flags.shape[:axis], 1, *flags.shape[axis + between :]))
+        size = data[axis]
+        if index is None or size is None:
+            return [flags, None]
+        shape = list(flags.shape)
+        shape[axis] = size
+        found = np.zeros(shape, bool)
+        wide = wanted if index.ndim else np.expand_dims(wanted, axis)
+        for place, source in enumerate(index.reshape(-1)):
+            target = [slice(None)] * found.ndim
+            target[axis] = slice(int(source), int(source) + 1)
+            found[tuple(target)] |= wide.take([min(place, wide.shape[axis] - 1)], axis)
+        return [found, None]
+
+    def agree(self, node: ir.Node, state: State) -> None:
+        axis, index = self._read(node, state)
+        value, out, name = given(node), node.outputs[0], label(node)
+        between = len(state.dims(_indices(node)))
+        for one in range(len(state.dims(value))):
+            if one != axis:
+                state.tie(value, one, out, one if one < axis else one - 1 + between, f"{name} has a dynamic axis there")
+        if index is None:
+            cause = f"{name} takes positions that are not constant"
+            state.pin(value, [axis], cause)
+            state.pin(node.inputs[1], None, cause)
+            state.pin(out, range(axis, axis + between), cause)
+        elif index.ndim == 0:
+            size = state.dims(value)[axis]
+            allowed = np.ones(size or 1, bool)
+            allowed[index] = False
+            state.only(value, axis, allowed, f"{name} takes them")
+        else:
+            tie_places(value, axis, out, axis, index, name, state)
+            state.tie(node.inputs[1], 0, out, axis, name)
+
+    def rewrite(self, node: ir.Node, state: State) -> None:
+        axis, index = self._read(node, state)
+        cut = state.cut(given(node), axis)
+        if index is None or cut is None or not cut.gone.any():
+            return
+        # The array keeps its length here: the initializer is cut with all others.
+        array = (np.cumsum(cut.kept) - 1)[index].clip(0)
+        value = _indices(node)
+        old = state.array(value)
+        assert old is not None
+        value.const_value = ir.tensor(np.asarray(array, old.dtype).reshape(old.shape), name=value.name)
+
+    @staticmethod
+    def _read(node: ir.Node, state: State) -> tuple[int, Indices | None]:
+        """The axis, and indices of rank 0 or 1 that are constant, counted from the front."""
+        rank = len(state.dims(given(node)))
+        axis = node.attributes.get_int("axis", 0)
+        axis = axis + rank if axis < 0 else axis
+        size, array = state.dims(given(node))[axis], state.array(node.inputs[1])
+        if array is None or array.ndim > 1 or size is None:
+            return axis, None
+        return axis, np.where(array < 0, array + size, array).astype(np.int64)
+
+
+class Concat(Rule):
+    """The inputs one behind the other."""
+
+    def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
+        axis, sizes = _parts(node, node.inputs, state)
+        if None in sizes:
+            return [None]
+        facts = [state.known(value) for value in node.inputs if value is not None]
+        masks = [_wide(fact.mask, axis, size or 1) for fact, size in zip(facts, sizes, strict=True)]
+        values = [_wide(fact.values, axis, size or 1) for fact, size in zip(facts, sizes, strict=True)]
+        return [Known(_joined(masks, axis), _joined(values, axis))]
+
+    def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
+        axis, sizes = _parts(node, node.inputs, state)
+        wanted = state.wanted(node.outputs[0])
+        if None in sizes or wanted.shape[axis] == 1:
+            return [any_along(wanted, [axis])] * len(node.inputs)
+        stops = np.cumsum([size or 0 for size in sizes])[:-1]
+        return list(np.split(wanted, stops, axis))
+
+    def agree(self, node: ir.Node, state: State) -> None:
+        axis, sizes = _parts(node, node.inputs, state)
+        _agree_in_parts(node, node.outputs[0], node.inputs, axis, sizes, state)
+
+
+class Split(Rule):
+    """The other way round."""
+
+    def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
+        axis, sizes = _parts(node, node.outputs, state)
+        known = state.known(given(node))
+        if None in sizes:
+            return [known.same_along([axis])] * len(sizes)
+        size = state.dims(given(node))[axis] or 1
+        stops = np.cumsum([part or 0 for part in sizes])[:-1]
+        masks = np.split(_wide(known.mask, axis, size), stops, axis)
+        values = np.split(_wide(known.values, axis, size), stops, axis)
+        return [Known(mask, value) for mask, value in zip(masks, values, strict=True)]
+
+    def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
+        axis, sizes = _parts(node, node.outputs, state)
+        flags = [state.wanted(out) for out in node.outputs]
+        if None in sizes:
+            found = any_along(np.logical_or.reduce(np.broadcast_arrays(*flags)), [axis])
+        else:
+            found = _joined([_wide(part, axis, size or 1) for part, size in zip(flags, sizes, strict=True)], axis)
+        return [found, *[None] * (len(node.inputs) - 1)]
+
+    def agree(self, node: ir.Node, state: State) -> None:
+        axis, sizes = _parts(node, node.outputs, state)
+        for other in node.inputs[1:]:
+            state.pin(other, None, f"{label(node)} reads sizes")
+        said = node.inputs[1] if len(node.inputs) > 1 else None
+        if said is not None and state.array(said) is None:
+            state.pin_all(node, f"{label(node)} computes its sizes")
+            return
+        _agree_in_parts(node, given(node), node.outputs, axis, sizes, state)
+
+    def rewrite(self, node: ir.Node, state: State) -> None:
+        axis, sizes = _parts(node, node.outputs, state)
+        if None in sizes or not any((c := state.cut(out, axis)) is not None and c.gone.any() for out in node.outputs):
+            return
+        cuts = [state.cut(out, axis) for out in node.outputs]
+        left = [int(size or 0) if cut is None else cut.left for cut, size in zip(cuts, sizes, strict=True)]
+        if "split" in node.attributes:
+            node.attributes["split"] = ir.AttrInt64s("split", left)
+        elif len(node.inputs) > 1 and node.inputs[1] is not None:
+            if left != sizes:
+                write_entries(node, 1, dict(enumerate(left)), state)
+        elif len(set(left)) > 1:
+            node.attributes.pop("num_outputs", None)
+            node.resize_inputs(2)
+            node.replace_input_with(1, state.constant(f"{node.outputs[0].name}_sizes", np.array(left, np.int64)))
+
+
+def _agree_in_parts(
+    node: ir.Node,
+    whole: ir.Value,
+    parts: Sequence[ir.Value | None],
+    axis: int,
+    sizes: Sequence[int | None],
+    state: State,
+) -> None:
+    name, start = label(node), 0
+    for other in range(len(state.dims(whole))):
+        if other != axis:
+            for part in parts:
+                state.tie(part, other, whole, other, f"{name} has an axis of dynamic size there")
+    if None in sizes:
+        for value in (whole, *parts):
+            state.pin(value, [axis], f"{name} has an axis of dynamic size there")
+        return
+    total = state.dims(whole)[axis]
+    for part, size in zip(parts, sizes, strict=True):
+        assert part is not None
+        index = np.full(total or 1, -1, np.int64)
+        index[start : start + (size or 0)] = np.arange(size or 0)
+        start += size or 0
+        tie_places(part, axis, whole, axis, index, name, state)
+
+
+def tie_places(value: ir.Value, axis: int, out: ir.Value, other: int, index: Indices, name: str, state: State) -> None:
+    """Positions of `value` and of `out` go together, where out[j] is value[index[j]]; -1 ties to nothing."""
+    one, two = state.cut(value, axis), state.cut(out, other)
+    inside = index >= 0
+    size = state.dims(value)[axis] or 1
+    gone = np.zeros(size, bool) if one is None else one.gone
+    allowed = np.ones(len(index), bool)
+    allowed[inside] = gone[index[inside]]
+    causes = np.zeros(len(index), np.int32)
+    if two is not None:
+        causes[:] = state.cause(f"{name} takes a position that stays") if one is None else 0
+        if one is not None:
+            causes[inside] = one.cause[index[inside]]
+        state.only(out, other, allowed, causes)
+    if one is not None:
+        stays = inside & (np.ones(len(index), bool) if two is None else two.kept)
+        allowed_in = np.ones(size, bool)
+        allowed_in[index[stays]] = False
+        causes = np.zeros(size, np.int32)
+        causes[index[stays]] = state.cause(f"{name} has a single position there") if two is None else two.cause[stays]
+        state.only(value, axis, allowed_in, causes)
+
+
+def given(node: ir.Node) -> ir.Value:
+    """The first input."""
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def _indices(node: ir.Node) -> ir.Value:
+    value = node.inputs[1]
+    assert value is not None
+    return value
+
+
+def _order(node: ir.Node, state: State) -> list[int]:
+    rank = len(state.dims(given(node)))
+    return list(node.attributes.get_ints("perm", range(rank - 1, -1, -1)))
+
+
+def _parts(node: ir.Node, values: Sequence[ir.Value | None], state: State) -> tuple[int, list[int | None]]:
+    """The axis that is split or joined, and the parts' sizes along it."""
+    parts = [state.dims(value) for value in values if value is not None]
+    axis = node.attributes.get_int("axis", 0)
+    axis = axis + len(parts[0]) if axis < 0 else axis
+    return axis, [dims[axis] for dims in parts]
+
+
+def _wide(array: Array, axis: int, size: int) -> Array:
+    shape = list(array.shape)
+    shape[axis] = size
+    return np.broadcast_to(array, shape)
+
+
+def _joined(arrays: Sequence[Array], axis: int) -> Array:
+    shapes = [list(array.shape) for array in arrays]
+    common = [max(shape[other] for shape in shapes) for other in range(len(shapes[0]))]
+    wide = [
+        np.broadcast_to(array, [array.shape[o] if o == axis else size for o, size in enumerate(common)])
+        for array in arrays
+    ]
+    return np.concatenate(wide, axis)
+
+
+def _constants(node: ir.Node, index: int, state: State) -> list[int] | None:
+    array = state.array(node.inputs[index])
+    return None if array is None else [int(entry) for entry in array.reshape(-1)]

@@ -1,0 +1,127 @@
+"""Operators that look at the same elements in the same order through other axes, as Reshape does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from edgeredux.passes.onnx.structure.factors import (
+    Factors,
+    agree_by_factors,
+    carry_flags,
+    carry_known,
+    common_factors,
+    paired,
+)
+from edgeredux.passes.onnx.structure.facts import Flags, Known, needed_by
+from edgeredux.passes.onnx.structure.rule import Rule, label
+from edgeredux.passes.onnx.structure.shape_entries import entries, write_entries
+from edgeredux.passes.onnx.structure.state import State
+
+
+class Reshaping(Rule):
+    """Flatten, Squeeze and Unsqueeze, which say no sizes; Reshape adds its shape."""
+
+    def factors(self, node: ir.Node, state: State) -> Factors:
+        """How the axes of input and output are made of common ones."""
+        value = node.inputs[0]
+        assert value is not None
+        before, after = state.symbols(value), state.symbols(node.outputs[0])
+        if node.op_type in ("Squeeze", "Unsqueeze") and sum(s != 1 for s in before) == sum(s != 1 for s in after):
+            return paired(before, after)
+        return common_factors(before, after)
+
+    def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
+        value = node.inputs[0]
+        return [None if value is None else carry_known(state.known(value), self.factors(node, state))]
+
+    def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
+        back = self.factors(node, state).turned()
+        return [carry_flags(state.wanted(node.outputs[0]), back), *[None] * (len(node.inputs) - 1)]
+
+    def agree(self, node: ir.Node, state: State) -> None:
+        value, out, factors = node.inputs[0], node.outputs[0], self.factors(node, state)
+        assert value is not None
+        for other in node.inputs[1:]:
+            state.pin(other, None, f"{label(node)} reads sizes")
+        sides = [(value, axis, numbers) for axis, numbers in enumerate(factors.before)]
+        sides += [(out, axis, numbers) for axis, numbers in enumerate(factors.after)]
+        agree_by_factors(sides, factors.sizes, f"{label(node)} mixes them with others", state)
+
+
+class Reshape(Reshaping):
+    """Sizes that the shape says as constants are fitted; -1 fits itself."""
+
+    def agree(self, node: ir.Node, state: State) -> None:
+        said = entries(node.inputs[1], state)
+        for axis in range(len(state.dims(node.outputs[0]))):
+            if said is None or len(said) <= axis or said[axis] is None:
+                state.pin(node.outputs[0], [axis], f"{label(node)} computes its shape")
+        super().agree(node, state)
+
+    def rewrite(self, node: ir.Node, state: State) -> None:
+        out, said = node.outputs[0], entries(node.inputs[1], state)
+        if said is None or not (state.is_cut(out) or state.is_cut(node.inputs[0])):
+            return
+        wanted = {}
+        for axis, entry in enumerate(said):
+            cut = state.cut(out, axis)
+            if cut is None or entry is None or entry == -1:
+                continue
+            before = state.cut(node.inputs[0], axis) if axis < len(state.dims(_given(node))) else None
+            if entry == 0 and node.attributes.get_int("allowzero", 0) == 0:
+                if before is not None and before.left == cut.left:
+                    continue
+            elif entry == cut.left:
+                continue
+            wanted[axis] = cut.left
+        if wanted:
+            write_entries(node, 1, wanted, state)
+
+
+class Expand(Rule):
+    """Axes of size 1 that are repeated may lose repetitions; all others go through."""
+
+    def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
+        rank = len(state.dims(node.outputs[0]))
+        found = state.known(_given(node))
+        lead = (1,) * (rank - found.mask.ndim)
+        return [Known(found.mask.reshape(lead + found.mask.shape), found.values.reshape(lead + found.values.shape))]
+
+    def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
+        return [needed_by(state.wanted(node.outputs[0]), state.dims(_given(node))), None]
+
+    def agree(self, node: ir.Node, state: State) -> None:
+        value, out = _given(node), node.outputs[0]
+        state.pin(node.inputs[1], None, f"{label(node)} reads sizes")
+        said = entries(node.inputs[1], state)
+        lead = len(state.dims(out)) - len(state.dims(value))
+        for axis in range(len(state.dims(out))):
+            size = state.dims(value)[axis - lead] if axis >= lead else 1
+            place = axis - (len(state.dims(out)) - len(said or []))
+            if size is None:
+                state.pin(out, [axis], f"{label(node)} has an axis of dynamic size there")
+            elif said is None or (place >= 0 and said[place] is None):
+                state.pin(out, [axis], f"{label(node)} computes its shape")
+            if size != 1 and axis >= lead:
+                state.tie(value, axis - lead, out, axis, f"{label(node)} has an axis of dynamic size there")
+
+    def rewrite(self, node: ir.Node, state: State) -> None:
+        out, said = node.outputs[0], entries(node.inputs[1], state)
+        if said is None:
+            return
+        lead = len(state.dims(out)) - len(said)
+        wanted = {}
+        for place, entry in enumerate(said):
+            cut = state.cut(out, lead + place)
+            if cut is not None and entry not in (None, 1, cut.left):
+                wanted[place] = cut.left
+        if wanted:
+            write_entries(node, 1, wanted, state)
+
+
+def _given(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value

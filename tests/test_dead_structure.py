@@ -1,0 +1,182 @@
+"""The pass dead_structure: masked models become what cutting them in PyTorch gives; random graphs keep their function."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from random_graphs import random_graph
+from same_graph import assert_same_graph
+from tiny_graphs import Array, clean, kinds, outputs, save
+from tiny_models import TOKENS, bert_config, model_of, tokens
+
+from edgeredux.artifact import Artifact
+from edgeredux.export.to_onnx import TorchOnnx
+from edgeredux.model import Model
+from edgeredux.passes.onnx.dead_structure import DeadStructure
+from edgeredux.pruning.groups import Group, expand, find, linear_dict, remove, update_config
+from edgeredux.rewrite import rewrite
+from edgeredux.seams import ExportJob, Feed, PassContext
+
+RNG = np.random.default_rng(11)
+FLOAT = TensorProto.FLOAT
+# Batch and sequence of 1, odd, and the longest that the model takes.
+SIZES = ((2, 5), (1, 1), (1, 7), (3, 16))
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> PassContext:
+    (tmp_path / "scratch").mkdir()
+    return PassContext([], tmp_path / "log", tmp_path / "scratch")
+
+
+def run(source: Path, out: Path, context: PassContext) -> Any:
+    change = DeadStructure().run(source, out, context)
+    if change.changed:
+        onnx.checker.check_model(str(out), full_check=True)
+    return change
+
+
+def tiny(kind: str) -> Model:
+    """A model of random weights, vectors included: zero biases would hide what is done with them."""
+    torch.manual_seed(0)
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    if kind == "bert":
+        from transformers import BertModel
+
+        module = BertModel(bert_config(num_attention_heads=4), add_pooling_layer=False)
+        model = model_of(module, "embedding", (*inputs, "token_type_ids"), "last_hidden_state", (*TOKENS, None))
+    else:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4}
+        more = {"head_dim": 4, "intermediate_size": 24, "vocab_size": 50, "max_position_embeddings": 32}
+        config = AutoConfig.for_model(kind, **sizes, **more, use_sliding_window=False)
+        module = AutoModelForCausalLM.from_config(config)
+        model = model_of(module, "causal-lm", inputs, "logits", (*TOKENS, None))
+    for parameter in module.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, 1, 0.3)
+    return model
+
+
+def halves(model: Model) -> list[tuple[Group, torch.Tensor]]:
+    """Half of the units of every group of coupled Linears, at random."""
+    random = torch.Generator().manual_seed(1)
+    return [
+        (group, torch.randperm(group.units, generator=random)[: group.units // 2].sort().values)
+        for group in find(model.module)
+    ]
+
+
+def physical(model: Model, kept: list[tuple[Group, torch.Tensor]]) -> Model:
+    module = copy.deepcopy(model.module)
+    for group, keep in kept:
+        remove(module, group, keep)
+    update_config(module)
+    return model.after(module, "removed")
+
+
+def masked(model: Model, kept: list[tuple[Group, torch.Tensor]], what: str) -> Model:
+    """The same units zeroed: the rows that make them with their biases, the columns that read them, or both."""
+    module = copy.deepcopy(model.module)
+    linears = linear_dict(module)
+    for group, keep in kept:
+        gone = torch.tensor(sorted(set(range(group.units)) - set(keep.tolist())))
+        with torch.no_grad():
+            for name, rows in group.writers.items() if what != "columns" else ():
+                linears[name].weight[expand(gone, rows)] = 0
+                if linears[name].bias is not None and what != "weights":
+                    linears[name].bias[expand(gone, rows)] = 0
+            if what in ("columns", "both"):
+                linears[group.reader].weight[:, expand(gone, group.width)] = 0
+    return model.after(module, "masked")
+
+
+def export(model: Model, out: Path, feeds: list[Feed]) -> Path:
+    TorchOnnx().export(ExportJob(model, feeds, out, {}, out.with_suffix(".log")))
+    return out
+
+
+@pytest.mark.parametrize("what", ["rows", "columns", "both"])
+@pytest.mark.parametrize("kind", ["bert", "llama", "qwen3"])
+def test_a_masked_export_becomes_the_export_of_the_cut_model(
+    tmp_path: Path, context: PassContext, kind: str, what: str
+) -> None:
+    model = tiny(kind)
+    kept, feeds = halves(model), tokens(model, *SIZES)
+    source = export(masked(model, kept, what), tmp_path / "masked.onnx", feeds)
+    wanted = export(physical(model, kept), tmp_path / "cut.onnx", feeds)
+    answer = rewrite(Artifact.of(source, "m", "reduced"), [("d", DeadStructure())], context, feeds, tmp_path)
+    change = answer.history[-1]
+    assert change.changed, change.why
+    assert change.details["parity"]["passed"]
+    assert change.details["kept"] == {}
+    assert_same_graph(answer.path, wanted)
+    again = run(answer.path, tmp_path / "again.onnx", context)
+    assert not again.changed
+    assert again.why == "declined: no channel, head or branch is dead"
+
+
+def test_constants_of_masked_neurons_go_into_the_next_bias(tmp_path: Path, context: PassContext) -> None:
+    # Rows of weights are zero, biases are not: a neuron is Gelu(bias) and a head is its value bias, whatever comes in.
+    model = tiny("bert")
+    kept, feeds = halves(model), tokens(model, *SIZES)
+    source = export(masked(model, kept, "weights"), tmp_path / "masked.onnx", feeds)
+    wanted = export(physical(model, kept), tmp_path / "cut.onnx", feeds)
+    answer = rewrite(Artifact.of(source, "m", "reduced"), [("d", DeadStructure())], context, feeds, tmp_path)
+    change = answer.history[-1]
+    assert change.changed, change.why
+    assert change.details["parity"]["passed"]
+    assert kinds(answer.path) == kinds(wanted)
+    shapes = [
+        sorted(tuple(item.dims) for item in onnx.load(path).graph.initializer if len(item.dims) == 2)
+        for path in (answer.path, wanted)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_random_graphs_keep_their_function(tmp_path: Path, context: PassContext, seed: int) -> None:
+    source, feed = random_graph(tmp_path / "m.onnx", seed)
+    wanted = outputs(source, **feed)
+    change = run(source, tmp_path / "out.onnx", context)
+    if not change.changed:
+        assert change.why.startswith("declined: ")
+        return
+    for found, expected in zip(outputs(tmp_path / "out.onnx", **feed), wanted, strict=True):
+        # Sums of a few dozen float32 terms in another order, through a dozen layers.
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(expected).max())))
+    assert not run(tmp_path / "out.onnx", tmp_path / "again.onnx", context).changed
+
+
+def mlp(path: Path, w: Array, v: Array, middle: list[Any], **weights: Array) -> Path:
+    """x @ w, `middle` from "a" to "b", @ v."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"], name="first"), *middle]
+    nodes.append(helper.make_node("MatMul", ["b", "v"], ["y"], name="second"))
+    shape = (FLOAT, ["n", w.shape[0]]), (FLOAT, ["n", v.shape[1]])
+    return save(path, nodes, {"x": shape[0]}, {"y": shape[1]}, {"w": w, "v": v, **weights})
+
+
+def test_a_clean_graph_is_left_alone(tmp_path: Path, context: PassContext) -> None:
+    change = run(clean(tmp_path / "m.onnx"), tmp_path / "out.onnx", context)
+    assert not change.changed
+    assert change.why == "declined: no channel, head or branch is dead"
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_normalisation_keeps_its_channels_and_is_named(tmp_path: Path, context: PassContext) -> None:
+    w, v = RNG.normal(size=(4, 6)).astype(np.float32), RNG.normal(size=(6, 3)).astype(np.float32)
+    w[:, 2] = 0
+    v[2] = 0
+    node = helper.make_node("LayerNormalization", ["a", "s"], ["b"], name="norm")
+    change = run(mlp(tmp_path / "m.onnx", w, v, [node], s=np.ones(6, np.float32)), tmp_path / "out.onnx", context)
+    assert not change.changed
+    assert change.details["kept"] == {"LayerNormalization norm mixes this axis": 1}
+    assert "dead but kept: 1 (LayerNormalization norm mixes this axis)" in change.why
