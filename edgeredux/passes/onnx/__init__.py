@@ -14,5 +14,6 @@ TABLE = {
     "int4_weights": "edgeredux.passes.onnx.int4_weights:Int4Weights",
     "int8_weights": "edgeredux.passes.onnx.int8_weights:Int8Weights",
     "fp16": "edgeredux.passes.onnx.fp16:Fp16",
+    "int8_static": "edgeredux.passes.onnx.int8_static:Int8Static",
     "qdq_static": "edgeredux.passes.onnx.qdq_static:QdqStatic",
 }

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType, quantize
+from onnxruntime.quantization import QuantType, quantize
 from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config, qnn_preprocess_model
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
-from edgeredux.errors import DataError, one_line
-from edgeredux.passes.onnx import files, zeros
-from edgeredux.seams import Feed, PassContext, Tolerance
+from edgeredux.errors import one_line
+from edgeredux.passes.onnx import calibration, files, zeros
+from edgeredux.seams import PassContext, Tolerance
 
 _TYPES = {"uint8": QuantType.QUInt8, "uint16": QuantType.QUInt16, "int8": QuantType.QInt8}
-_METHODS = {
-    "minmax": CalibrationMethod.MinMax,
-    "entropy": CalibrationMethod.Entropy,
-    "percentile": CalibrationMethod.Percentile,
-}
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -64,7 +57,7 @@ class QdqStatic:
         unknown = set(self.exclude) - {node.name for node in model.graph}
         if unknown:
             return Change("qdq_static", False, f"declined: exclude names {min(unknown)!r}, which is no node")
-        feeds = _fitting(model, context.calibration)
+        feeds = calibration.fitting(model, context.calibration, "qdq_static")
         before = zeros.places(model)
         common.NameFixPass()(model)
         try:
@@ -74,8 +67,8 @@ class QdqStatic:
                 prepared = fused if qnn_preprocess_model(given, fused, fuse_layernorm=True) else given
                 config = get_qnn_qdq_config(
                     prepared,
-                    _Reader(feeds),
-                    calibrate_method=_METHODS[self.method],
+                    calibration.FeedReader(feeds),
+                    calibrate_method=calibration.METHODS[self.method],
                     activation_type=_TYPES[self.activation],
                     weight_type=_TYPES[self.weight],
                     per_channel=self.per_channel,
@@ -115,16 +108,6 @@ class QdqStatic:
         return found
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Hands the feeds to ONNX Runtime one by one."""
-
-    def __init__(self, feeds: Sequence[Feed]) -> None:
-        self._feeds = iter(feeds)
-
-    def get_next(self) -> Feed | None:
-        return next(self._feeds, None)
-
-
 def _unfit(model: ir.Model) -> str | None:
     kinds = {node.op_type for node in model.graph.all_nodes()}
     if kinds & {"QuantizeLinear", "DynamicQuantizeLinear"}:
@@ -141,25 +124,3 @@ def _unfit(model: ir.Model) -> str | None:
                 least = f"{float(array.min()):g}"
                 return f"constant {value.name} reaches {least} and would take the range; put clamp_mask before"
     return None
-
-
-def _fitting(model: ir.Model, calibration: Sequence[Feed]) -> list[Feed]:
-    """The calibration feeds as this graph takes them: its inputs, in its types."""
-    if not calibration:
-        raise DataError("pass qdq_static: there are no calibration feeds")
-    fitting = []
-    for feed in calibration:
-        absent = [str(value.name) for value in model.graph.inputs if value.name not in feed]
-        if absent:
-            raise DataError(f"pass qdq_static: the calibration feeds have no input {absent[0]!r}: {sorted(feed)}")
-        row: dict[str, np.ndarray[Any, Any]] = {}
-        for value in model.graph.inputs:
-            assert value.shape is not None
-            array, shape = feed[str(value.name)], value.shape.numpy()
-            if array.shape != shape:
-                raise DataError(
-                    f"pass qdq_static: calibration input {value.name} is {array.shape}, the graph wants {shape}"
-                )
-            row[str(value.name)] = array if value.dtype is None else array.astype(value.dtype.numpy())
-        fitting.append(row)
-    return fitting
