@@ -112,7 +112,8 @@ def restore(model: ir.Model, floats: Mapping[str, Array], chosen: Sequence[int],
         name = back.name
         if back.is_graph_output():
             back.name, other.name = f"{name}_quantised", name
-        other.dtype = ir.DataType.FLOAT  # ONNX Runtime's quantiser leaves some values without a type
+        # ONNX Runtime's quantiser leaves some values without a type and a shape.
+        other.dtype, other.shape = ir.DataType.FLOAT, other.shape if other.shape is not None else back.shape
         ir.convenience.replace_all_uses_with(back, other, replace_graph_outputs=True)
         model.graph.insert_after(pair.dequantise, made)
     if how == "uint16":
