@@ -10,6 +10,7 @@ TABLE = {
     "residual_sum": "edgeredux.passes.onnx.residual_sum:ResidualSum",
     "fix_shapes": "edgeredux.passes.onnx.fix_shapes:FixShapes",
     "clamp_mask": "edgeredux.passes.onnx.clamp_mask:ClampMask",
+    "smooth_scales": "edgeredux.passes.onnx.smooth_scales:SmoothScales",
     "int8_dynamic": "edgeredux.passes.onnx.int8_dynamic:Int8Dynamic",
     "int4_weights": "edgeredux.passes.onnx.int4_weights:Int4Weights",
     "int8_weights": "edgeredux.passes.onnx.int8_weights:Int8Weights",

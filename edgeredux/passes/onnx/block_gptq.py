@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
-from edgeredux.errors import DataError, one_line
+from edgeredux.errors import DataError
 from edgeredux.passes.onnx import files
-from edgeredux.passes.onnx.blocks import Bits, Blocks, pack
+from edgeredux.passes.onnx.blocks import Array, Bits, Blocks, pack
+from edgeredux.passes.onnx.observe import observe
 from edgeredux.seams import Feed
-
-Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 _LAZY = 128  # inputs quantised before the rest of the weight is updated, as in the paper
 _HESSIAN_BYTES = 1 << 30  # of second moments held at one time; the feeds run once for each portion
@@ -84,21 +80,18 @@ def moments(model: ir.Model, values: Iterable[ir.Value], feeds: Sequence[Feed], 
     if not feeds:
         raise DataError("method gptq needs calibration feeds, and there are none")
     found: dict[str, Array] = {}
-    for portion in _portions(model, list(values)):
-        outputs = list(model.graph.outputs)
-        try:
-            model.graph.outputs[:] = [value for value, _ in portion]
-            with tempfile.TemporaryDirectory(dir=scratch) as folder:
-                path = Path(folder, "moments.onnx")
-                files.write(model, path)
-                _add(path, [str(value.name) for value, _ in portion], feeds, found)
-        finally:
-            model.graph.outputs[:] = outputs
+
+    def see(name: str, array: Array) -> None:
+        rows = array.reshape(-1, array.shape[-1]).astype(np.float64)
+        found[name] = found.get(name, 0.0) + rows.T @ rows
+
+    for portion in _portions(list(values)):
+        observe(model, portion, feeds, scratch, see)
     return found
 
 
-def _portions(model: ir.Model, values: list[ir.Value]) -> list[list[tuple[ir.Value, int]]]:
-    portions: list[list[tuple[ir.Value, int]]] = []
+def _portions(values: list[ir.Value]) -> list[list[ir.Value]]:
+    portions: list[list[ir.Value]] = []
     room = 0
     for value in values:
         width = max(_width(reader, index) for reader, index in value.uses())
@@ -106,7 +99,7 @@ def _portions(model: ir.Model, values: list[ir.Value]) -> list[list[tuple[ir.Val
         if size > room or not portions:
             portions.append([])
             room = _HESSIAN_BYTES
-        portions[-1].append((value, width))
+        portions[-1].append(value)
         room -= size
     return portions
 
@@ -115,25 +108,3 @@ def _width(node: ir.Node, index: int) -> int:
     weight = node.inputs[1] if index == 0 and len(node.inputs) > 1 else None
     array = files.constant(weight)
     return 0 if array is None else max(array.shape)
-
-
-def _add(path: Path, names: list[str], feeds: Sequence[Feed], found: dict[str, Array]) -> None:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        wanted = [item.name for item in session.get_inputs()]
-        for feed in feeds:
-            arrays = session.run(names, {name: feed[name] for name in wanted})
-            for name, array in zip(names, arrays, strict=True):
-                rows = _rows(array, feed.get("attention_mask")).astype(np.float64)
-                found[name] = found.get(name, 0.0) + rows.T @ rows
-    except Exception as problem:  # ONNX Runtime raises its own kinds
-        raise DataError(one_line(f"method gptq: the calibration feeds do not run: {problem}", 300)) from problem
-
-
-def _rows(array: Array, mask: Array | None) -> Array:
-    kept: Array = array.reshape(-1, array.shape[-1])
-    if mask is not None and array.ndim == 3 and mask.shape == array.shape[:2]:
-        kept = array[mask != 0]
-    return kept
