@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from edgeredux.oneline import prune as prune
     from edgeredux.oneline_choosing import prune_until as prune_until
     from edgeredux.oneline_choosing import sensitivity as sensitivity
+    from edgeredux.oneline_folder import prune_folder as prune_folder
     from edgeredux.oneline_training import sparse_train as sparse_train
-    from edgeredux.prune_folder import prune_folder as prune_folder
     from edgeredux.report import Report as Report
 
 # Nothing heavy is imported before one of these is used.
@@ -24,7 +24,7 @@ _LAZY = {
     "prune": "edgeredux.oneline",
     "prune_until": "edgeredux.oneline_choosing",
     "sensitivity": "edgeredux.oneline_choosing",
-    "prune_folder": "edgeredux.prune_folder",
+    "prune_folder": "edgeredux.oneline_folder",
     "distill": "edgeredux.oneline",
     "Report": "edgeredux.report",
     "sparse_train": "edgeredux.oneline_training",

@@ -209,7 +209,7 @@ def prune(
         "shard_mb": shard_mb,
         "remote_code": trust_remote_code,
     }
-    done = _isolated("edgeredux.prune_folder:prune_folder", arguments, as_json, verbose)
+    done = _isolated("edgeredux.oneline_folder:prune_folder", arguments, as_json, verbose)
     if as_json:
         print(json.dumps(done.to_json(), indent=1))
     else:
@@ -540,6 +540,8 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         code = app(standalone_mode=False)  # a raised typer.Exit comes back as its code
+        if code == 128 + signal.SIGINT:  # what Typer makes of KeyboardInterrupt
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted; finished steps are kept, the same command goes on where it was")

@@ -70,9 +70,10 @@ class BlockRun:
         self.work = Work(found, chosen, step.pattern_of(chosen))
         self.removed = step.uniform_counts(model)
         self.errors: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
         self.lines: list[BlockLine] = []
         self.since = time.monotonic()
-        self.said = "pruning block by block"
+        self.said = "pruning: block by block"
 
     def prepare(self) -> None:
         """The new files with everything that stands outside the blocks, and what an earlier run has finished."""
@@ -103,7 +104,9 @@ class BlockRun:
                 self.resident.enter(self.blocks[number])
                 for layer in self._layers(number):
                     self.progress(self.said, number, len(self.blocks))
+                    started = time.monotonic()
                     self.work.solve(layer, known[layer.name].split(layer.groups), self.removed[layer.name])
+                    self.seconds[layer.name] = time.monotonic() - started
                 self._left(number, State())
                 self.resident.leave(self.blocks[number])
             return
@@ -114,9 +117,11 @@ class BlockRun:
         with passage:
             for layer, inputs in stops(self.model, todo, feeds) if todo else ():
                 self.progress(self.said, self._part(layer, done, len(todo)), len(self.blocks))
+                started = time.monotonic()
                 error = self.work.visit(layer, inputs, collector, self.removed[layer.name])
                 if error is not None:
                     self.errors[layer.name] = error
+                self.seconds[layer.name] = time.monotonic() - started
                 del inputs
             passage.finish()
 
@@ -148,14 +153,14 @@ class BlockRun:
             {layer.name: int((layer.matrix() == 0).sum()) for layer in here},
             {layer.name: self.errors[layer.name] for layer in here if layer.name in self.errors},
             now - self.since,
+            {layer.name: self.seconds[layer.name] for layer in here},
         )
         self.since = now
         self.lines.append(line)
         self._remember()
         self._state(number).unlink(missing_ok=True)
-        self.said = (
-            f"{line.name}: {line.seconds:.1f} s, {sum(line.zeros.values()):,} of {line.weights:,} weights are zero"
-        )
+        zeros = sum(line.zeros.values())
+        self.said = f"pruning: {line.name}: {line.seconds:.1f} s, {zeros:,} of {line.weights:,} weights are zero"
         self.progress(self.said, len(self.lines), len(self.blocks))
 
     def _remember(self) -> None:

@@ -47,10 +47,16 @@ class Shards:
             self._lay_out(file, part)
 
     def create(self) -> None:
-        """Files with their headers, tensors all zero; and the index where there is more than one file."""
+        """Files with their headers, tensors all zero; and the index where there is more than one file.
+
+        Their place on the disk is taken at once: OSError now and not after hours when there is not enough of it.
+        """
         for file, (header, size) in self._headers.items():
             with (self.folder / file).open("wb") as handle:
                 handle.write(header)
+                handle.flush()
+                if hasattr(os, "posix_fallocate"):  # macOS has none
+                    os.posix_fallocate(handle.fileno(), 0, len(header) + size)
                 handle.truncate(len(header) + size)
         if len(self.files) > 1:
             said = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +23,7 @@ class State:
     batches: dict[int, tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write it, whole or not at all. Raises OSError."""
         length = len(next(iter(self.batches.values())))
         tensors = {
             f"{batch}.{place}": value.contiguous()
@@ -31,9 +33,17 @@ class State:
         }
         said = {"bare": str(int(self.bare)), "length": str(length), "batches": str(len(self.batches))}
         temporary = path.with_suffix(".writing")
-        save_file(tensors, temporary, said)
-        sync_path(temporary)
-        temporary.replace(path)
+        try:
+            save_file(tensors, temporary, said)
+            sync_path(temporary)
+            temporary.replace(path)
+        except SafetensorError as problem:
+            code = re.search(r"os error (\d+)", str(problem))  # a full disk, say
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from problem
+        finally:
+            temporary.unlink(missing_ok=True)
         sync_path(path.parent)
 
     @classmethod

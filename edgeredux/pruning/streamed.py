@@ -16,13 +16,17 @@ REPORT = "edgeredux_prune.json"
 
 @dataclass(frozen=True)
 class BlockLine:
-    """One finished block. `seconds` is None where the time was taken by a run before."""
+    """One finished block. `seconds` is None where an earlier call finished the whole checkpoint.
+
+    `seconds_by_layer` is what observing and solving a layer took, `seconds` has the forward pass and the disk too.
+    """
 
     name: str
     weights: int
     zeros: dict[str, int]  # by layer
     relative_error: dict[str, float] = field(default_factory=dict)  # by layer, where the Gram matrix was taken
     seconds: float | None = None
+    seconds_by_layer: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Streamed:
 
 def report_text(identity: Mapping[str, Any], lines: Sequence[BlockLine], files: Sequence[str]) -> str:
     """What was done, without times: the same run, the same bytes."""
-    blocks = [{name: value for name, value in asdict(line).items() if name != "seconds"} for line in lines]
+    blocks = [{name: value for name, value in asdict(line).items() if not name.startswith("seconds")} for line in lines]
     return json.dumps({"identity": identity, "blocks": blocks, "files": list(files)}, indent=1, sort_keys=True) + "\n"
 
 
