@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-_EVERY_S = 0.05
+_EVERY_S = 0.2  # the kernel keeps the high water, so only what happens just before an end is missed
 _HIGH_WATER = re.compile(r"^VmHWM:\s+(\d+) kB$", re.MULTILINE)
 
 
@@ -26,6 +26,7 @@ class Watched:
     seconds: float = 0.0
     output: list[str] = field(default_factory=list)  # lines of stdout and stderr
     high_water: dict[int, int] = field(default_factory=dict)  # bytes by process, VmHWM as the kernel keeps it
+    processor: dict[int, float] = field(default_factory=dict)  # seconds by process, user and system
 
     @property
     def peak(self) -> int:
@@ -55,9 +56,9 @@ def run(command: Sequence[str], environment: dict[str, str], kill_when: Callable
     reader.start()
     try:
         while child.poll() is None:
-            _look(child.pid, found.high_water)
+            _look(child.pid, found)
             if kill_when is not None and kill_when():
-                _look(child.pid, found.high_water)
+                _look(child.pid, found)
                 os.killpg(child.pid, signal.SIGKILL)
                 kill_when = None
             time.sleep(_EVERY_S)
@@ -66,19 +67,24 @@ def run(command: Sequence[str], environment: dict[str, str], kill_when: Callable
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
         reader.join()
+        assert child.stdout is not None
+        child.stdout.close()
     found.returncode, found.seconds = child.returncode, time.monotonic() - started
     return found
 
 
-def _look(pid: int, high_water: dict[int, int]) -> None:
+def _look(pid: int, found: Watched) -> None:
     try:
-        tree = [pid, *(process.pid for process in psutil.Process(pid).children(recursive=True))]
+        top = psutil.Process(pid)
+        tree = [top, *top.children(recursive=True)]
     except psutil.NoSuchProcess:
         return
-    for number in tree:
+    for process in tree:
         try:
-            said = _HIGH_WATER.search(Path(f"/proc/{number}/status").read_text(encoding="ascii"))
-        except (FileNotFoundError, ProcessLookupError):
+            said = _HIGH_WATER.search(Path(f"/proc/{process.pid}/status").read_text(encoding="ascii"))
+            times = process.cpu_times()
+        except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
             continue
-        if said is not None:
-            high_water[number] = max(high_water.get(number, 0), int(said[1]) * 1024)
+        if said is not None:  # a process that has ended holds nothing
+            found.high_water[process.pid] = max(found.high_water.get(process.pid, 0), int(said[1]) * 1024)
+            found.processor[process.pid] = times.user + times.system
