@@ -53,9 +53,28 @@ def by_length(interface: Interface, feeds: Sequence[Feed]) -> list[Feed]:
     samples = singles(interface, feeds)
     if len(samples) == len(feeds):
         return samples
-    size = next(iter(feeds[0].values())).shape[0]
-    ordered = sorted(samples, key=length)
-    return [join(ordered[place : place + size]) for place in range(0, len(ordered), size)]
+    return batches(interface, sorted(samples, key=length), next(iter(feeds[0].values())).shape[0])
+
+
+def batches(interface: Interface, samples: Sequence[Feed], size: int) -> list[Feed]:
+    """The samples in their order, at most `size` together; without an attention_mask only those of equal shapes.
+
+    Those of a model without a batch axis stay alone.
+    """
+    if not all("batch" in interface.axes[name][:1] for name in interface.input_names):
+        return list(samples)
+    found: list[list[Feed]] = []
+    for sample in samples:
+        last = found[-1] if found else []
+        if last and len(last) < size and ("attention_mask" in sample or _shapes(last[0]) == _shapes(sample)):
+            last.append(sample)
+        else:
+            found.append([sample])
+    return [join(batch) for batch in found]
+
+
+def _shapes(sample: Feed) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in sample.items()}
 
 
 def _unpadded(interface: Interface, sample: Feed) -> Feed:

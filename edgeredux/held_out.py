@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from edgeredux.batching import join, length, singles
+from edgeredux.batching import batches, length, singles
 from edgeredux.errors import DataError, RecipeError, unknown
 from edgeredux.model import Model
 from edgeredux.quality import Yardstick, judge_answers
@@ -62,11 +62,11 @@ def hold_out(context: ReduceContext, model: Model, every: int, samples: int) -> 
         given = singles(model, context.calibration)
         held = given[every - 1 :: every][:samples]
         left = [sample for place, sample in enumerate(given) if place % every != every - 1]
-        rest = _batches(left, next(iter(context.calibration[0].values())).shape[0] if left else 1, model)
+        rest = batches(model, left, next(iter(context.calibration[0].values())).shape[0]) if left else []
     if len(held) < _FEWEST or not rest:
         raise DataError(
-            f"{len(held)} samples would be held out to judge by, of {len(singles(model, context.calibration))}; at "
-            f"least {_FEWEST} are needed, so give more data"
+            f"data: of {len(singles(model, context.calibration))} samples {len(held)} would be held out to judge by; "
+            f"at least {_FEWEST} are needed, so give more"
         )
     return replace(context, calibration=rest), held
 
@@ -79,7 +79,7 @@ class Judge:
 
         Raises DataError for labels that are no whole numbers.
         """
-        self._feeds = _batches(sorted(samples, key=length), _BATCH, dense)
+        self._feeds = batches(dense, sorted(samples, key=length), _BATCH)
         self._seed = seed
         labels = None
         if dense.task == "classification" and all("labels" in feed for feed in self._feeds):
@@ -115,24 +115,6 @@ class Judge:
 
     def _answers(self, model: Model) -> list[Array]:
         return [answer for feed in self._feeds for answer in rows(model, model.run(feed), feed)]
-
-
-def _batches(samples: Sequence[Feed], size: int, model: Model) -> list[Feed]:
-    """The samples in their order, at most `size` together; without an attention_mask only those of equal shapes."""
-    if not all("batch" in model.axes[name][:1] for name in model.input_names):
-        return list(samples)
-    found: list[list[Feed]] = []
-    for sample in samples:
-        last = found[-1] if found else []
-        if last and len(last) < size and ("attention_mask" in sample or _shapes(last[0]) == _shapes(sample)):
-            last.append(sample)
-        else:
-            found.append([sample])
-    return [join(batch) for batch in found]
-
-
-def _shapes(sample: Feed) -> dict[str, tuple[int, ...]]:
-    return {name: value.shape for name, value in sample.items()}
 
 
 def _number(label: Any) -> int:

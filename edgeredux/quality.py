@@ -56,6 +56,7 @@ def answer(task: str, outputs: Feed, feed: Feed, names: Sequence[str], pooling: 
     """What the task reads off one feed's outputs: [batch, width] embeddings, classes, or flat output values.
 
     causal-lm: [batch, sequence, 2] = next-token log-probability and predicted token, only where the mask has text.
+    Without an attention_mask every position is text.
     Raises DataError when an output is absent.
     """
     import numpy as np
@@ -65,11 +66,12 @@ def answer(task: str, outputs: Feed, feed: Feed, names: Sequence[str], pooling: 
             raise DataError(f"the model gave no output {name!r}. It gave: {', '.join(outputs)}")
     first = outputs[names[0]]
     if task == "embedding":
-        return pool(first, feed["attention_mask"], pooling)
+        return pool(first, feed.get("attention_mask", np.ones(first.shape[:2], np.int64)), pooling)
     if task == "classification":
         return np.asarray(first.argmax(-1)).reshape(-1)
     if task == "causal-lm":
-        return next_tokens(first, feed["input_ids"], feed["attention_mask"])
+        tokens = feed["input_ids"]
+        return next_tokens(first, tokens, feed.get("attention_mask", np.ones_like(tokens)))
     batch = first.shape[0] if first.ndim else 1
     return np.concatenate([outputs[name].reshape(batch, -1).astype(np.float64) for name in names], axis=1)
 

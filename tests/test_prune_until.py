@@ -225,6 +225,24 @@ def test_any_module_in_one_line_and_a_model_with_its_history() -> None:
     assert [curve.layer for curve in table.curves] == ["convolution", "head"]
 
 
+@pytest.mark.parametrize(("make", "limit"), [(tiny_llama, {"perplexity_ratio": 9.0}), (bert, 0.1)])
+def test_texts_of_unequal_length_without_a_mask_are_all_text(make: Any, limit: Any) -> None:
+    model = make()
+    plain = dataclasses.replace(model, input_names=("input_ids",))
+    rng = np.random.default_rng(0)
+    data = [{"input_ids": rng.integers(1, 50, (rows, width))} for rows, width in ((4, 5), (4, 9), (3, 5), (5, 7))]
+    masked = [{**{n: np.ones_like(feed["input_ids"]) for n in model.input_names}, **feed} for feed in data]
+    if "token_type_ids" in model.input_names:
+        masked = [{**feed, "token_type_ids": np.zeros_like(feed["input_ids"])} for feed in masked]
+    losses = {}
+    for name, m, feeds_ in (("plain", plain, data), ("masked", model, masked)):
+        found = edgeredux.prune_until(m, limit=limit, data=feeds_, method="wanda", by=0.3, most=0.6)
+        assert len(found.history) == 5
+        losses[name] = [curve.loss for curve in edgeredux.sensitivity(m, data=feeds_, grid=(0.9,)).curves]
+    # Other samples share a batch, so that float32 sums differ.
+    np.testing.assert_allclose(losses["plain"], losses["masked"], rtol=1e-3, atol=1e-9)
+
+
 def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
     model = bert()
     for options, said in (

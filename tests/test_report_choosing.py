@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -22,7 +23,7 @@ from edgeredux.model import Model
 from edgeredux.pruning.sensitivity_step import Sensitivity
 from edgeredux.pruning.until import PruneUntil
 from edgeredux.readings import Missing, Reading
-from edgeredux.report import Check, Report, StepLine, show_share
+from edgeredux.report import Check, Report, StepLine, show_share, validate
 from edgeredux.report_choosing import chosen, level_name
 from edgeredux.report_choosing_text import tables
 from edgeredux.report_html import render
@@ -60,6 +61,7 @@ def test_every_layer_and_level_of_a_scan_is_on_the_page(tmp_path: Path) -> None:
     model = bert()
     _, change = Sensitivity(method="magnitude", grid=(0.5, 0.9)).apply(model, context(model, tmp_path))
     report = reported(change)
+    validate(report.to_json())
     page = Page(render(report))
     assert "How much each layer minds" in page.text
     rows = {row["layer"]: row for row in change.details["sensitivity"]["layers"]}
@@ -78,7 +80,14 @@ def test_every_layer_and_level_of_a_scan_is_on_the_page(tmp_path: Path) -> None:
     ]
     # A line a layer in the large chart, from the dense model on; and one in each row.
     assert part["chart"].count("<polyline") == 12
-    assert all(row["drawn"].count("<polyline") == 1 for row in part["rows"])
+    low = charts.span([1.0, *(q for row in rows.values() for q in row["quality"])], ceiling=1.0)[0]
+    for row in part["rows"]:
+        points = re.findall(r'points="([^"]*)"', row["drawn"])
+        across, up = (0.0, *rows[row["layer"]]["zeros"]), (1.0, *rows[row["layer"]]["quality"])
+        most = max(item["zeros"][-1] for item in rows.values())
+        places = zip(across, up, strict=True)
+        expected = [f"{100 * x / most:.2f},{100 * (1 - (y - low) / (1 - low)):.2f}" for x, y in places]
+        assert points == [" ".join(expected)]
     assert shown(report).count("encoder.layer.") == 12
 
 
@@ -130,6 +139,7 @@ def test_every_trial_with_its_verdict_is_on_the_page(tmp_path: Path) -> None:
     given = context(model, tmp_path)
     _, change = PruneUntil(limit={"quality": 0.0, "agreement_top1": 0.0}, by=0.2, most=0.6).apply(model, given)
     report = reported(change)
+    validate(report.to_json())
     part = chosen(report)[0]
     assert [row["zeros"] for row in part["rows"]] == ["0", "0.2", "0.4", "0.6"]
     assert [row["verdict"] for row in part["rows"]] == ["as it came", "within", "within", "taken"]
