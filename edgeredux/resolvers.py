@@ -27,8 +27,9 @@ def agree_everywhere(
     """Outputs of `after` against those of `before` under the same resolver on one thread, for 1, 2 and 4 threads.
 
     {"passed", "reason", "resolvers": {"AUTO/1": {"max_abs", "mean_cosine"}, ...}}. `tolerance.atol` is a share of the
-    largest value of an output. A resolver under which `before` itself cannot run is left out, and named in "skipped";
-    one whose delegate misreads `before` is compared with LiteRT's built-in kernels alone.
+    largest value of an output, of the smallest output where there are several. A resolver under which `before` itself
+    cannot run is left out, and named in "skipped"; one whose delegate misreads `before` is compared with LiteRT's
+    built-in kernels alone.
     Raises DataError without feeds.
     """
     if not feeds:
@@ -64,13 +65,16 @@ def agree_everywhere(
 
 
 def _scaled(tolerance: Tolerance, expected: Sequence[Feed]) -> Tolerance:
-    """The tolerance with its atol in the outputs' own unit."""
+    """The tolerance with its atol in the outputs' own unit; outputs of zeros say nothing about it."""
     import numpy as np
 
     if tolerance.atol is None:
         return tolerance
-    values = [np.abs(value[np.isfinite(value)]).max(initial=0.0) for feed in expected for value in feed.values()]
-    return replace(tolerance, atol=tolerance.atol * max(1.0, *map(float, values)))
+    largest = [
+        max(float(np.abs(feed[name][np.isfinite(feed[name])]).max(initial=0.0)) for feed in expected)
+        for name in expected[0]
+    ]
+    return replace(tolerance, atol=tolerance.atol * min([value for value in largest if value > 0], default=1.0))
 
 
 def run(path: str, feeds: Sequence[Feed], threads: Sequence[int]) -> dict[tuple[str, int], list[Feed] | str]:

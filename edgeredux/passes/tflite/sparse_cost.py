@@ -38,7 +38,7 @@ _SPARSE: dict[tuple[Kind, int], tuple[float, ...]] = {
 _ROW_US: dict[Kind, float] = {"float": 0.001, "int8": 0.004, "int8-dynamic": 0.006}
 _CALL_US = 0.2  # of handing over between the delegate's part and the built-in kernel
 # Megabytes a microsecond, where the weights of the whole model are more than the named cache holds.
-_STREAM = ((16 << 20, 0.043), (1 << 20, 0.12))
+_STREAM = ((12 << 20, 0.043), (1 << 20, 0.12))
 
 
 @dataclass(frozen=True)

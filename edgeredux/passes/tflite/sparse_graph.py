@@ -19,7 +19,9 @@ _DTYPES = {_TYPES.FLOAT32: np.float32, _TYPES.FLOAT16: np.float16, _TYPES.INT8: 
 _NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 # Operators that take a weight from DENSIFY as they take a constant one, and where their weight is.
 _PLACES = {"FULLY_CONNECTED": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1}
-_SPARSE_VERSION = 8  # of FULLY_CONNECTED, since which it knows sparse weights: older runtimes refuse the file
+# Of FULLY_CONNECTED, since which it knows sparse float weights, and int8 ones with a scale a row: tflite-runtime 2.14
+# has neither version 12 nor these scales in its sparse kernel, and without the number it returned zeros.
+_VERSIONS: dict[Kind | None, int] = {"float": 8, "int8-dynamic": 8, "int8": 12}
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def store(model: Any, weight: Weight, encoded: sparse_encoding.Encoded, *, expan
     readers = [o for o in graph.operators if weight.tensor in _list(o.inputs)]
     if not expand:
         for operator in readers:
-            operator.opcodeIndex = _code(model, "FULLY_CONNECTED", _SPARSE_VERSION)
+            operator.opcodeIndex = _code(model, "FULLY_CONNECTED", _VERSIONS[weight.kind])
             guard(model, (weight.graph, operator))
         return
     dense = copy.copy(item)
