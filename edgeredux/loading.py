@@ -326,7 +326,7 @@ def save(model: Model, folder: Path) -> None:
         if model.task == "embedding":
             pooling = folder / "1_Pooling"
             pooling.mkdir(exist_ok=True)
-            width = int(model.module.config.hidden_size)  # type: ignore[union-attr,arg-type]
+            width = _output_width(model)
             said = {
                 "word_embedding_dimension": width,
                 "pooling_mode_cls_token": model.pooling == "cls",
@@ -351,6 +351,16 @@ def save(model: Model, folder: Path) -> None:
     )
     shapes.write(folder, shapes.describe(model.module))
     (folder / "module.txt").write_text(f"{model.source}\n", encoding="utf-8")
+
+
+def _output_width(model: Model) -> int:
+    """Dimensions of an embedding model's output: as it comes out where it takes tokens, since a config may not know."""
+    import numpy as np
+
+    if "input_ids" not in model.input_names:
+        return int(model.module.config.hidden_size)  # type: ignore[union-attr,arg-type]
+    feed = {name: np.full((1, 2), int(name == "attention_mask"), np.int64) for name in model.input_names}
+    return int(model.run(feed)[model.output_names[0]].shape[-1])
 
 
 def load_reduced(folder: Path, like: Model) -> Model:

@@ -38,9 +38,9 @@ def prune(
 
     Zeros in place: `pattern` unstructured, n:m, a block or tile, `method` magnitude (the default), random, taylor,
     fisher, wanda, sparsegpt or alps, as in the recipe step `prune` (pruning/unstructured.py). Shapes that shrink:
-    `pattern` neurons, heads, channels, depth or vocabulary, as in the steps of units.STRUCTURED, whose own method
-    is the default. `zeros` is the share that goes, 0.5 unless the pattern says. `data` calibrates methods that look at
-    inputs or gradients: texts for a Model with a tokenizer, else batches as dicts, tuples or tensors. Under
+    `pattern` neurons, heads, channels, width, depth or vocabulary, as in the steps of units.STRUCTURED, whose own
+    method is the default. `zeros` is the share that goes, 0.5 unless the pattern says. `data` calibrates methods that
+    look at inputs or gradients: texts for a Model with a tokenizer, else batches as dicts, tuples or tensors. Under
     `accelerate launch` say processes=Accelerated() (edgeredux/processes.py): the batches are shared out, and every
     process gets the same model.
 

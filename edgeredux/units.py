@@ -12,6 +12,7 @@ STRUCTURED: Mapping[str, tuple[str, str, str]] = {
     "neurons": ("structured", "ffn", "importance"),
     "heads": ("structured", "heads", "importance"),
     "channels": ("channels", "share", "importance"),
+    "width": ("width", "share", "importance"),
     "depth": ("depth", "share", "importance"),
     "vocabulary": ("vocabulary", "", ""),
 }

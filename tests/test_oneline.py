@@ -84,8 +84,8 @@ def test_mistakes_are_one_clear_error() -> None:
         edgeredux.prune(plain, method="wandas", zeros=0.5)
     with pytest.raises(RecipeError, match="zeros"):
         edgeredux.prune(plain, zeros=1.0)
-    for pattern in ("width", "3:2", "odd"):
-        with pytest.raises(RecipeError, match=r"shrink: neurons, heads, channels, depth, vocabulary"):
+    for pattern in ("hidden", "3:2", "odd"):
+        with pytest.raises(RecipeError, match=r"shrink: neurons, heads, channels, width, depth, vocabulary"):
             edgeredux.prune(plain, pattern=pattern)
     with pytest.raises(DataError, match="no calibration data"):
         edgeredux.prune(plain, method="wanda")

@@ -8,6 +8,7 @@ TABLE = {
     "sensitivity": "edgeredux.pruning.sensitivity_step:Sensitivity",
     "prune_until": "edgeredux.pruning.until:PruneUntil",
     "prune": "edgeredux.pruning.unstructured:Prune",
+    "width": "edgeredux.pruning.width:Width",
     "channels": "edgeredux.pruning.channels:Channels",
     "structured": "edgeredux.pruning.structured:Structured",
 }

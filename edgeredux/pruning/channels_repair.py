@@ -3,7 +3,7 @@
 One pass of the dense model records what each reader should put out, one pass of the pruned model (walk.py) feeds every
 reader what the readers refitted before it produce. Of large feature maps a fixed sample of positions is taken. A
 convolution without bias gets its intercept through the BatchNorm behind it: its running mean moves by as much.
-Transposed and 3-D convolutions are not refitted.
+Transposed and 3-D convolutions are not refitted, nor is a layer that shares its weight with another module.
 """
 
 from __future__ import annotations
@@ -46,6 +46,14 @@ def sample(count: int, limit: int) -> torch.Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(count))[:limit].sort().values
 
 
+def shared_weights(module: torch.nn.Module) -> set[str]:
+    """Modules whose weight is another module's too, as a head tied to the embedding: what fits one spoils the other."""
+    homes: dict[int, list[str]] = {}
+    for name, value in module.named_parameters(remove_duplicate=False):
+        homes.setdefault(id(value), []).append(name.rpartition(".")[0])
+    return {name for names in homes.values() if len(names) > 1 for name in names}
+
+
 def refit_readers(
     dense: Model,
     student: Model,
@@ -57,9 +65,10 @@ def refit_readers(
 ) -> int:
     """Refit every reader of a removed channel, in place in `student`; how many were. Raises DataError, ModelError."""
     layers: dict[str, _Sampled] = {}
+    shared = shared_weights(student.module)
     for port in coupling.readers:
         part = student.module.get_submodule(port.module)
-        if isinstance(part, KINDS) and np.isin(port.labels, gone).any():
+        if isinstance(part, KINDS) and port.module not in shared and np.isin(port.labels, gone).any():
             wide = Layer(port.module, part).matrix().shape[1]
             rows = max(_LEAST_POSITIONS, _POSITIONS_PER_INPUT * wide)
             layers.setdefault(port.module, _Sampled(port.module, part, -(-rows // max(1, len(feeds)))))

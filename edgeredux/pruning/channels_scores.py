@@ -134,7 +134,7 @@ def _hooked(
     def hook(name: str) -> Any:
         def take(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
             if not bool(torch.isfinite(given[0]).all()):
-                raise ModelError(f"channels: the activations at {name} are NaN or infinite on the calibration data")
+                raise ModelError(f"pruning: the activations at {name} are NaN or infinite on the calibration data")
             see(name, given[0])
 
         return take
@@ -144,7 +144,7 @@ def _hooked(
 
 def _mean_squares(model: Model, readers: dict[str, Port], feeds: Sequence[Feed]) -> dict[str, torch.Tensor]:
     if not feeds:
-        raise DataError("channels: there is no calibration data")
+        raise DataError("pruning: there is no calibration data")
     sums = {name: torch.zeros(len(port.labels), dtype=torch.float64) for name, port in readers.items()}
     counts = dict.fromkeys(readers, 0)
 
@@ -169,7 +169,7 @@ def _taylor(
     model: Model, groups: Sequence[Group], readers: dict[str, Port], feeds: Sequence[Feed], seed: int
 ) -> list[torch.Tensor]:
     if not feeds:
-        raise DataError("channels: there is no calibration data")
+        raise DataError("pruning: there is no calibration data")
     student = model.after(copy.deepcopy(model.module).eval().requires_grad_(True), "")
     seen: list[tuple[str, torch.Tensor]] = []
     _hooked(student, list(readers), lambda name, value: seen.append((name, value)))
@@ -187,7 +187,7 @@ def _taylor(
             if slope is None:
                 continue
             if not bool(torch.isfinite(slope).all()):
-                raise ModelError(f"channels: the gradients at {name} are NaN or infinite")
+                raise ModelError(f"pruning: the gradients at {name} are NaN or infinite")
             axis = channel_axis(student.module.get_submodule(name), value.dim())
             # The loss is a mean over samples; times their number it is each sample's own.
             effect = (value.detach().double() * slope.double() * count).movedim(axis, -1)

@@ -57,6 +57,7 @@ class Book:
         self.readers: list[Port] = []
         self.norms: list[tuple[str, Labels]] = []  # BatchNorm weights and their channels
         self.blended: list[tuple[Any, Labels]] = []  # nodes of norms whose statistics span channels
+        self.outputs: list[Dims] = []  # of the model, in order
         self.attributes: list[Attribute] = []
         self.following: dict[str, str] = {}  # a convolution -> the BatchNorm that alone reads what it makes
 
@@ -130,6 +131,7 @@ class Coupling:
     following: dict[str, str]
     writers: tuple[Port, ...]  # in the order the model runs them
     readers: tuple[Port, ...]
+    outputs: tuple[Dims, ...]
     left_alone: dict[str, str] = field(default_factory=dict)  # layer -> why none of its channels can go
 
 
@@ -178,6 +180,7 @@ def couple(book: Book) -> Coupling:
         _alone(book.following, writers),
         tuple(writers),
         tuple(readers),
+        tuple(tuple(book.roots(labels) for labels in dims) for dims in book.outputs),
         alone,
     )
 

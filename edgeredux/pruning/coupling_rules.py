@@ -273,18 +273,33 @@ for _kind in ("nearest3d", "trilinear3d"):
 @rule("aten.mean", "aten.sum", "aten.amax", "aten.amin", "aten.max", "aten.min", "aten.var", "aten.std")
 @rule("aten.argmax", "aten.linalg_vector_norm", "aten.logsumexp", "aten.prod", "aten.any", "aten.all")
 def reduction(book: Book, call: Call) -> Any:
-    """Dimensions reduced over stay whole: a mean of fewer channels would be another mean."""
+    """Dimensions reduced over stay whole: a mean of fewer channels would be another mean, but for an RMSNorm's."""
     if "other" in call.args:  # max and min of two tensors
         return elementwise(book, call)
     x, dim = call.first, call.args.get("dim")
     over = (
         list(range(len(x))) if dim in (None, []) else [call.dim(d) for d in (dim if isinstance(dim, list) else [dim])]
     )
-    pin_dims(book, call, x, over)
     keep = bool(call.args.get("keepdim", False))
+    if _root_mean_square(call, over) and keep:
+        book.blended.append((call.node, x[-1]))
+        return (*x[:-1], fixed(1))
+    pin_dims(book, call, x, over)
     out = tuple(fixed(1) if index in over else labels for index, labels in enumerate(x) if keep or index not in over)
     made = call.node.meta["val"]
     return [out] * len(made) if isinstance(made, (tuple, list)) else out
+
+
+def _root_mean_square(call: Call, over: list[int]) -> bool:
+    """A mean of squares over the last dimension: how most RMSNorms are written out, and to be treated as one."""
+    if call.name != "aten.mean" or over != [len(call.first) - 1]:
+        return False
+    source = call.node.args[0]
+    if not isinstance(source, torch.fx.Node) or source.op != "call_function":
+        return False
+    name = str(source.target)
+    squared = name.startswith("aten.pow.") and bool(source.args[1] == 2)
+    return squared or name.startswith("aten.square.") or (name.startswith("aten.mul.") and len({*source.args}) == 1)
 
 
 @rule("aten.softmax", "aten.log_softmax", "aten._softmax", "aten._log_softmax", "aten.cumsum", "aten.flip", "aten.roll")

@@ -126,6 +126,18 @@ def select(book: Book, call: Call) -> Dims:
     return (*x[:dim], *x[dim + 1 :])
 
 
+@rule("aten.index")
+def index(book: Book, call: Call) -> Any:
+    """Leading dimensions chosen by number, as rows of a position table; those behind them stay as they are."""
+    x, chosen = call.first, call.args["indices"]
+    count = len(chosen)
+    if any(part is None or part == () for part in chosen):
+        return give_up(book, call, f"there is no rule for {call.name} of later dimensions")
+    pin_dims(book, call, x, list(range(count)))
+    behind = x[count:]
+    return (*map(fixed, call.shape[: len(call.shape) - len(behind)]), *behind)
+
+
 @rule("aten.slice", "aten.narrow")
 def slice_(book: Book, call: Call) -> Dims:
     """A cut at a number: positions before it stay, or the number would mean another position."""

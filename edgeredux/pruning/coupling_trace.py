@@ -63,7 +63,7 @@ def trace(model: Model, feed: Feed) -> Graph:
             program = torch.export.export(_Named(model), tuple(given.values()), strict=False)
         except Exception as problem:
             raise ModelError(
-                one_line(f"channels: model {model.name}: torch.export cannot trace it: {problem}", 300)
+                one_line(f"pruning: model {model.name}: torch.export cannot trace it: {problem}", 300)
             ) from problem
     kinds = torch.export.graph_signature.InputKind
     stored = {
@@ -75,8 +75,8 @@ def trace(model: Model, feed: Feed) -> Graph:
     return Graph(program, given, stored, saved)
 
 
-def coupling(model: Model, graph: Graph) -> Coupling:
-    """The groups of channels of a traced model."""
+def coupling(model: Model, graph: Graph, *, outputs_shrink: bool = False) -> Coupling:
+    """The groups of channels of a traced model; `outputs_shrink` lets the last dimension of its outputs lose some."""
     book = Book()
     values: dict[str, Any] = {}
     modules = dict(model.module.named_modules())
@@ -95,8 +95,10 @@ def coupling(model: Model, graph: Graph) -> Coupling:
             values[node.name] = known[id(tensor)]
             book.places.update({(name, dim): labels for dim, labels in enumerate(values[node.name])})
         elif node.op == "output":
-            for value in node.all_input_nodes:
-                for labels in values[value.name]:
+            for value in (value for value in node.args[0] if isinstance(value, torch.fx.Node)):
+                dims = values[value.name]
+                book.outputs.append(dims)
+                for labels in dims[: -1 if outputs_shrink else None]:
                     book.pin(labels, "they are an output of the model")
         elif node.op == "call_function" and node.target in PASSED:
             values[node.name] = PASSED[node.target](values[node.args[0].name], node.args[1])
@@ -129,7 +131,7 @@ def _call(book: Book, node: torch.fx.Node, values: dict[str, Any], modules: Mapp
         if isinstance(given, torch.fx.Node):
             sources[argument.name] = given.name
     name = schema.name.replace("::", ".")
-    call = Call(name, args, sources, shape, _owner(node), node)
+    call = Call(name, args, sources, shape, owner_of(node), node)
     if name in _HARMLESS:
         return ()
     rule = RULES.get(name)
@@ -156,18 +158,18 @@ def _note(book: Book, call: Call, modules: Mapping[str, Any], graph: Graph) -> N
         if attribute == "weight" and isinstance(part, (torch.nn.Linear, _Conv, Conv1D)):
             ports.append(Port(owner, labels, (f"{owner}.weight" if owner else "weight", dim)))
         else:
-            book.pin(labels, f"{call.node.name} is no Linear or convolution module")
+            book.pin(labels, f"{owner or call.node.name} is no Linear or convolution module")
     if "scales" in meta and meta["scales"][1] in graph.stored:
         labels, placeholder = meta["scales"]
         book.norms.append((graph.stored[placeholder], labels))
     users = list(call.node.users)
     if "makes" in meta and len(users) == 1 and str(users[0].target) == "aten.batch_norm.default":
-        norm = _owner(users[0])
+        norm = owner_of(users[0])
         if isinstance(getattr(modules.get(norm), "running_mean", None), torch.Tensor):
             book.following[call.module] = norm
 
 
-def _owner(node: torch.fx.Node) -> str:
+def owner_of(node: torch.fx.Node) -> str:
     """The innermost module a node runs in, by its name in the model's module."""
     stack = node.meta.get("nn_module_stack") or {}
     path = str(list(stack.values())[-1][0]).partition("@")[0] if stack else ""

@@ -14,7 +14,7 @@ import torch
 
 from edgeredux.errors import DataError
 
-_MINIMUM_POSITIONS = 64
+MINIMUM_POSITIONS = 64
 
 
 def ridge_fit(
@@ -32,9 +32,9 @@ def ridge_fit(
     naming `where`, when there are fewer than 64 positions in all.
     """
     count = sum(len(part) for part in inputs)
-    if count < _MINIMUM_POSITIONS:
+    if count < MINIMUM_POSITIONS:
         raise DataError(
-            f"{where}: {count} calibration positions are too few to refit from; at least {_MINIMUM_POSITIONS} are "
+            f"{where}: {count} calibration positions are too few to refit from; at least {MINIMUM_POSITIONS} are "
             "needed, so give more samples"
         )
     first, wide, tall = start.double(), start.shape[1], start.shape[0]
