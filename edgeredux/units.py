@@ -30,31 +30,15 @@ def step_of(
 
     Of a structured pattern's options only those asked for are said, so that the step can refuse them.
     """
-    if pattern in STRUCTURED:
-        return _structured(pattern, method, zeros, allocation, exclude, where)
-    from edgeredux.sparsity.patterns import parse
-
-    try:
-        parse(pattern)
-    except RecipeError as problem:
-        raise RecipeError(f"{where}: {problem}; for shapes that shrink: {', '.join(STRUCTURED)}") from problem
-    return "prune", {
-        "method": dict(method) if isinstance(method, Mapping) else method or "magnitude",
-        "pattern": pattern,
-        "zeros": zeros,
-        "allocation": allocation,
-        "exclude": tuple(exclude),
-    }
-
-
-def _structured(
-    pattern: str,
-    method: str | Mapping[str, Any] | None,
-    zeros: float | None,
-    allocation: str,
-    exclude: Sequence[str],
-    where: str,
-) -> tuple[str, dict[str, Any]]:
+    if pattern not in STRUCTURED:
+        _check_pattern(pattern, where)
+        return "prune", {
+            "method": dict(method) if isinstance(method, Mapping) else method or "magnitude",
+            "pattern": pattern,
+            "zeros": zeros,
+            "allocation": allocation,
+            "exclude": tuple(exclude),
+        }
     step, share, importance = STRUCTURED[pattern]
     options: dict[str, Any] = {"ffn": 0.0, "heads": 0.0} if step == "structured" else {}
     for name, value, said in (
@@ -69,3 +53,12 @@ def _structured(
         if said:
             options[name] = value
     return step, options
+
+
+def _check_pattern(pattern: str, where: str) -> None:
+    from edgeredux.sparsity.patterns import parse
+
+    try:
+        parse(pattern)
+    except RecipeError as problem:
+        raise RecipeError(f"{where}: {problem}; for shapes that shrink: {', '.join(STRUCTURED)}") from problem

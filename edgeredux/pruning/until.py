@@ -160,7 +160,7 @@ class PruneUntil:
         for _ in range(self.halvings):
             if good is None or missed is None:
                 break
-            middle = (good[0] + missed) / 2
+            middle = round((good[0] + missed) / 2, 9)
             missed = missed if attempt(middle) else middle
         context.progress("prune_until", 1, 1)
         return good
