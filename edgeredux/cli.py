@@ -34,6 +34,7 @@ app = typer.Typer(
 )
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or file (see: recipes list).")]
+DeployArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A bundle's folder, or the packed file of one.")]
 BundleArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder that an earlier command wrote.")]
 ModelOption = Annotated[
     str | None,
@@ -152,7 +153,7 @@ def report(folder: BundleArgument, as_json: JsonOption = False, verbose: Verbose
 
 @app.command()
 def deploy(
-    folder: BundleArgument,
+    folder: DeployArgument,
     target: Annotated[str, typer.Option("--target", "-t", metavar="T", help="The target to deploy for.")],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where to install what the target needs.")],
     as_json: JsonOption = False,
@@ -214,6 +215,39 @@ def prune(
         print(json.dumps(done.to_json(), indent=1))
     else:
         _say(f"wrote {out}: {done.zeros:,} of {done.weights:,} weights in {len(done.blocks)} blocks are zero")
+
+
+@app.command()
+def pack(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A bundle's folder, or a .onnx or .tflite file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; never overwritten.")],
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """One compressed file for the way to a device, in which zeros of weights cost next to nothing."""
+    answer = _isolated("edgeredux.shipping.packed:pack", {"source": source, "out": out}, as_json, verbose)
+    if as_json:
+        print(json.dumps(answer, indent=1))
+        return
+    plain, pressed, packed = (answer[name] for name in ("plain_bytes", "zstd_bytes", "packed_bytes"))
+    _say(f"packed {answer['files']} files of {plain} bytes into {packed}; zstd alone: {pressed}; wrote {out}")
+
+
+@app.command()
+def unpack(
+    source: Annotated[Path, typer.Argument(metavar="PACKED", help="A file that pack wrote.")],
+    to: Annotated[Path, typer.Argument(metavar="TO", help="The folder to make; nothing is overwritten.")],
+    limit: Annotated[int, typer.Option("--limit-mb", metavar="MB", min=1, help="Refuse what expands to more.")] = 32768,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Expand what pack wrote, bit for bit, each file's hash checked. deploy takes a packed bundle as it is."""
+    arguments = {"packed": source, "to": to, "limit_bytes": limit << 20}
+    answer = _isolated("edgeredux.shipping.packed:unpack", arguments, as_json, verbose)
+    if as_json:
+        print(json.dumps(answer, indent=1))
+    else:
+        _say(f"expanded {answer['files']} files, {answer['bytes']} bytes, into {to}")
 
 
 targets_app = typer.Typer(

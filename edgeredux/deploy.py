@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from edgeredux.artifact import sha256_file
 from edgeredux.errors import BundleError, EnvironmentProblem
 from edgeredux.execute import execute
 from edgeredux.seams import Feed, Tolerance
+from edgeredux.shipping import packed
 
 # Same bytes on the same machine: only the thread count may change the order of additions.
 _SAME = Tolerance("the same bytes under the same runtime; only the order of additions may differ", atol=1e-4, rtol=1e-4)
@@ -25,7 +27,20 @@ _TOP_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special
 
 
 def deploy(folder: Path, target: str, to: Path) -> dict[str, Any]:
-    """Install `target`'s reduced artifact into `to` (which must not exist, or be empty). Raises BundleError."""
+    """Install `target`'s reduced artifact into `to` (which must not exist, or be empty). Raises BundleError.
+
+    `folder`: a bundle, or the packed file of one, which is expanded beside `to` for the time of the installation.
+    """
+    if not packed.is_packed(folder):
+        return _install(folder, target, to)
+    _check_free(to)
+    to.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=to.absolute().parent, prefix=".edgeredux-") as name:
+        packed.unpack(folder, Path(name, "bundle"))
+        return _install(Path(name, "bundle"), target, to)
+
+
+def _install(folder: Path, target: str, to: Path) -> dict[str, Any]:
     manifest = bundle.read_manifest(folder)
     bundle.verify(folder, manifest)
     device = targets.load(target)
