@@ -52,7 +52,8 @@ def _install(folder: Path, target: str, to: Path) -> dict[str, Any]:
         )
     if manifest["stage"] == "reduced":
         raise BundleError(f"{folder}: not exported yet; first: edgeredux export {folder}")
-    uses = manifest["recipe"]["targets"].get(device.name)
+    named = manifest["recipe"]["targets"]
+    uses = named.get(device.name) or named.get(target)  # a recipe names a target of its own by its file
     if not uses or here[0].runner not in uses:
         raise BundleError(f"{folder}: its recipe has no artifact for target {device.name} under {here[0].runner}")
     name = uses[here[0].runner]["reduced"]

@@ -287,6 +287,31 @@ def test_convolutions_are_stored_sparse(tmp_path: Path, context: PassContext) ->
     assert kinds(tmp_path / "out.tflite") == {"CONV_2D": 1, "DENSIFY": 1}
 
 
+@pytest.mark.parametrize(("padding", "keep"), [(1, 0.1), (1, 0.5), (0, 0.1)])
+def test_xnnpacks_sparse_inference_is_not_switched_on(
+    tmp_path: Path, context: PassContext, padding: int, keep: float
+) -> None:
+    """On Arm it turns the axes of what a MEAN keeps (qemu, cortex-a76: [1, 64, 1, 1] for [1, 1, 1, 64])."""
+    file = File()
+    given = file.tensor("x", [1, 33, 33, 3])
+    size = 16 if padding else 17
+    middle, out = file.tensor("m", [1, size, size, 32]), file.tensor("y", [1, size, size, 64])
+    for source, made, weight, stride in (
+        (given, middle, RNG.normal(size=(32, 3, 3, 3)).astype(np.float32), 2),
+        (middle, out, blocky(64, 32, 1, keep).reshape(64, 1, 1, 32), 1),
+    ):
+        bias = file.tensor("b", [weight.shape[0]], np.zeros(weight.shape[0], np.float32))
+        inputs = [source, file.tensor("w", list(weight.shape), weight), bias]
+        how = {"padding": padding, "strideH": stride, "strideW": stride}
+        file.operator("CONV_2D", "Conv2DOptions", inputs, made, **how)
+    path = file.write(tmp_path / "m.tflite", given, out)
+    here = PassContext([{"x": RNG.normal(size=(1, 33, 33, 3)).astype(np.float32)}], context.log, tmp_path)
+    change = run(TfliteSparseWeights(), path, tmp_path / "out.tflite", here)
+    switched = padding == 1 and keep < 1 / 3
+    assert change.changed is not switched
+    assert ("switch XNNPACK's sparse inference on" in change.why) is switched
+
+
 def test_packing_keeps_what_is_read_and_aligns_it(tmp_path: Path) -> None:
     content = mlp(tmp_path / "m.tflite").read_bytes()
     model = packing.load(content, "m")

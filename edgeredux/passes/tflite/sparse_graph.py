@@ -18,6 +18,7 @@ _TYPES = schema.TensorType
 _DTYPES = {_TYPES.FLOAT32: np.float32, _TYPES.FLOAT16: np.float16, _TYPES.INT8: np.int8}
 _NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 # Operators that take a weight from DENSIFY as they take a constant one, and where their weight is.
+_IMAGE_RANK = 4
 _PLACES = {"FULLY_CONNECTED": 1, "CONV_2D": 1, "DEPTHWISE_CONV_2D": 1}
 # Of FULLY_CONNECTED, since which it knows sparse float weights, and int8 ones with a scale a row: tflite-runtime 2.14
 # has neither version 12 nor these scales in its sparse kernel, and without the number it returned zeros.
@@ -107,10 +108,39 @@ def _weight(
         refused = _refusal(model, item, read_by, len(shape))
     kernel, no_kernel, positions = _kernel(model, graph, read_by, kinds, item, len(shape))
     no_expand = None
+    if _sparse_inference(model, graph):
+        no_expand = "a DENSIFY operator would switch XNNPACK's sparse inference on"
     if item.type == _TYPES.INT8 and "FULLY_CONNECTED" in kinds:
         # Measured from ai-edge-litert 1.2 to 2.3: "failed to delegate FULLY_CONNECTED", and the file does not load.
         no_expand = "XNNPACK does not load an int8 layer whose weight is expanded at load"
     return Weight(graph, tensor, text, "+".join(kinds), values, kernel, no_kernel, positions, no_expand, refused)
+
+
+def _sparse_inference(model: Any, index: int) -> bool:
+    """Whether one DENSIFY operator would make XNNPACK run the convolutions of the graph channels first, sparse.
+
+    It does so on Arm (on x86 only without AVX) for what hangs on a 3x3 convolution of 3 channels with stride 2 whose
+    padding is an operator of its own, when more than two thirds of the 1x1 weights are zeros, however they are stored.
+    Its MEAN and SUM with kept axes then come out as [N, C, 1, 1] instead of [N, 1, 1, C].
+    """
+    graph, enters, sparse = model.subgraphs[index], False, False
+    for operator in graph.operators or ():
+        inputs = _list(operator.inputs)
+        if name_of(model, operator) != "CONV_2D" or len(inputs) < 2 or operator.builtinOptions is None:
+            continue
+        item, options = graph.tensors[inputs[1]], operator.builtinOptions
+        shape = [int(size) for size in _list(item.shape)]
+        if len(shape) != _IMAGE_RANK or item.type not in (_TYPES.FLOAT32, _TYPES.FLOAT16):
+            continue
+        if shape[1:3] == [1, 1]:
+            data = model.buffers[item.buffer].data
+            if item.type == _TYPES.FLOAT32 and data is not None and len(data) == 4 * int(np.prod(shape, dtype=object)):
+                values = np.frombuffer(np.ascontiguousarray(data).tobytes(), np.float32)
+                sparse |= bool(3 * np.count_nonzero(values) <= values.size)
+            else:  # computed by another operator, or of half precision
+                sparse = True
+        enters |= shape[1:] == [3, 3, 3] and options.padding == schema.Padding.VALID and options.strideH == 2
+    return enters and sparse
 
 
 def _refuse(weight: Weight, why: str) -> Weight:
