@@ -15,6 +15,7 @@ from edgeredux.artifact import Artifact, change_from_json
 from edgeredux.environment import describe
 from edgeredux.errors import BundleError
 from edgeredux.export_stage import Exported
+from edgeredux.feeds import Feeder
 from edgeredux.plan import Plan
 from edgeredux.reduce_stage import Reduced
 from edgeredux.report import Report, StepLine, TargetReport
@@ -115,7 +116,7 @@ def publish(
     for name, path in files.items():
         bundle.place(path, fresh / name)
     if exported is not None:
-        _write_samples(plan, fresh / "samples")
+        _write_samples(plan, reduced.feeder, fresh / "samples")
     text = yaml.safe_dump(plan.recipe.to_json(), sort_keys=False, allow_unicode=True)
     (fresh / "recipe.yaml").write_text(text, encoding="utf-8")
     if found.stage == "profiled":
@@ -153,7 +154,7 @@ def publish(
     bundle.publish(fresh, out)
 
 
-def _write_samples(plan: Plan, folder: Path) -> None:
+def _write_samples(plan: Plan, feeder: Feeder, folder: Path) -> None:
     """A few real inputs per target, at its shapes, so that an installed model can be tried without the data."""
     import numpy as np
 
@@ -161,7 +162,7 @@ def _write_samples(plan: Plan, folder: Path) -> None:
     for use in plan.uses:
         if use.runtime != use.target.runtimes[0]:
             continue
-        feeds = plan.feeder.singles("calibration", plan.artifact(use.reduced).shapes, limit=_SAMPLES)
+        feeds = feeder.singles("calibration", plan.artifact(use.reduced).shapes, limit=_SAMPLES)
         named = {f"{index:03d}/{name}": value for index, feed in enumerate(feeds) for name, value in feed.items()}
         np.savez(folder / f"{use.target.name}.npz", **named)  # type: ignore[arg-type]
 

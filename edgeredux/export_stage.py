@@ -13,6 +13,7 @@ from typing import Any, Literal
 from edgeredux import loading
 from edgeredux.artifact import Artifact, Change, change_from_json
 from edgeredux.errors import ParityError
+from edgeredux.feeds import Feeder
 from edgeredux.model import Model
 from edgeredux.plan import Plan
 from edgeredux.reduce_stage import Reduced
@@ -43,7 +44,8 @@ def run(plan: Plan, reduced: Reduced, workspace: Workspace, progress: Progress) 
         title = f"export {index + 1}/{len(wanted)} {role} {name}"
         progress(title, index, len(wanted))
         base = _base(plan, reduced, workspace, role, name)
-        artifact, made = _rewritten(plan, workspace, base, role, name, progress)
+        feeder = plan.feeder if role == "dense" else reduced.feeder
+        artifact, made = _rewritten(plan, feeder, workspace, base, role, name, progress)
         artifacts[role, name] = artifact
         if role == "reduced":
             lines += made
@@ -74,6 +76,7 @@ def _base(plan: Plan, reduced: Reduced, workspace: Workspace, role: Role, name: 
         plan.model if role == "dense" or reduced.folder is None else loading.load_reduced(reduced.folder, plan.model)
     )
     exporter = plan.exporters[name]
+    feeder = plan.feeder.of(model)
     key = {
         "weights": _weights_key(plan, reduced, role),
         "data": plan.feeder.data.sha256,
@@ -85,7 +88,7 @@ def _base(plan: Plan, reduced: Reduced, workspace: Workspace, role: Role, name: 
 
     def build(target: Path) -> None:
         started = time.monotonic()
-        change = _export(plan, model, exporter, section.shapes, target / f"model.{section.format}", workspace.log)
+        change = _export(feeder, model, exporter, section.shapes, target / f"model.{section.format}", workspace.log)
         details = {**change.details, "seconds": round(time.monotonic() - started, 1)}
         said = replace(change, details=details)
         (target / "change.json").write_text(json.dumps(said.to_json(), indent=1) + "\n", encoding="utf-8")
@@ -97,8 +100,8 @@ def _base(plan: Plan, reduced: Reduced, workspace: Workspace, role: Role, name: 
     return replace(artifact, parity=dict(said["parity"]))
 
 
-def _export(plan: Plan, model: Model, exporter: Any, shapes: Mapping[str, int], out: Path, log: Path) -> Change:
-    job = ExportJob(model=model, samples=plan.feeder.samples(shapes), out=out, shapes=shapes, log=log)
+def _export(feeder: Feeder, model: Model, exporter: Any, shapes: Mapping[str, int], out: Path, log: Path) -> Change:
+    job = ExportJob(model=model, samples=feeder.samples(shapes), out=out, shapes=shapes, log=log)
     change: Change = exporter.export(job)
     if not change.details.get("parity", {}).get("passed"):
         raise ParityError(f"{out.name}: the exporter did not show that it agrees with the PyTorch module")
@@ -106,7 +109,7 @@ def _export(plan: Plan, model: Model, exporter: Any, shapes: Mapping[str, int], 
 
 
 def _rewritten(
-    plan: Plan, workspace: Workspace, base: Artifact, role: Role, name: str, progress: Progress
+    plan: Plan, feeder: Feeder, workspace: Workspace, base: Artifact, role: Role, name: str, progress: Progress
 ) -> tuple[Artifact, list[StepLine]]:
     section = plan.artifact(name)
     passes = plan.passes[name]
@@ -124,13 +127,13 @@ def _rewritten(
         scratch = target / "scratch"
         scratch.mkdir()
         context = PassContext(
-            calibration=_calibration(plan, section.shapes),
+            calibration=_calibration(feeder, section.shapes),
             log=workspace.log,
             scratch=scratch,
             threads=plan.recipe.threads,
             seed=plan.recipe.seed,
         )
-        feeds = plan.feeder.samples(section.shapes)
+        feeds = feeder.samples(section.shapes)
         made = rewrite(base, passes, context, feeds, target, progress)
         shutil.rmtree(scratch)
         last = made.path.relative_to(target).as_posix() if made.path.is_relative_to(target) else None
@@ -145,10 +148,10 @@ def _rewritten(
     return artifact, [_line(name, change) for change in history]
 
 
-def _calibration(plan: Plan, shapes: Mapping[str, int]) -> Sequence[Any]:
+def _calibration(feeder: Feeder, shapes: Mapping[str, int]) -> Sequence[Any]:
     if shapes:
-        return plan.feeder.singles("calibration", shapes)
-    return plan.feeder.batches("calibration")
+        return feeder.singles("calibration", shapes)
+    return feeder.batches("calibration")
 
 
 def _line(artifact: str, change: Change) -> StepLine:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeredux.arrays import ArrayData, read_npz, split
@@ -27,6 +27,10 @@ class Feeder:
     interface: Interface
     data: TextData | ArrayData
     section: DataSection
+
+    def of(self, interface: Interface) -> Feeder:
+        """The same samples for another model, e.g. one whose tokenizer a step rewrote."""
+        return self if interface.tokenizer is self.interface.tokenizer else replace(self, interface=interface)
 
     def batches(self, part: Part) -> list[Feed]:
         """The part in batches of the recipe's size, padded to the longest of each; the last may be smaller."""

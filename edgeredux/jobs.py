@@ -185,7 +185,7 @@ def _finish(
     lines: tuple[StepLine, ...] = exported.lines if exported is not None else ()
     if upto == "profiled":
         assert exported is not None
-        profiled = profile_stage.run(made, exported, lines, reduced.reference, workspace, progress)
+        profiled = profile_stage.run(made, exported, lines, reduced, workspace, progress)
         targets, lines, files = profiled.targets, profiled.lines, dict(profiled.files)
     found = assemble.report(made, reduced, exported, targets, (*reduced.lines, *lines), upto)
     assemble.publish(made, reduced, exported, found, files, workspace, out)

@@ -363,6 +363,14 @@ def _output_width(model: Model) -> int:
     return int(model.run(feed)[model.output_names[0]].shape[-1])
 
 
+def reduced_tokenizer(folder: Path, like: Model) -> Any:
+    """The tokenizer of the reduced model in `folder`: the dense model's own unless a step rewrote it."""
+    if like.tokenizer is None:
+        return None
+    read = _tokenizer(folder, resolve(str(folder)), False)
+    return like.tokenizer if read is None or read.get_vocab() == like.tokenizer.get_vocab() else read
+
+
 def load_reduced(folder: Path, like: Model) -> Model:
     """The reduced model that `save` wrote to `folder`; `like` is the dense model it came from (for its interface)."""
     import copy
@@ -372,7 +380,8 @@ def load_reduced(folder: Path, like: Model) -> Model:
         # By its own class rather than an Auto class: the folder may be of a task that no Auto class is chosen for here.
         kind: Any = type(like.module)
         config = type(like.module.config).from_pretrained(folder, local_files_only=True)  # type: ignore[union-attr]
-        read = replace(like, module=_module(kind, config, resolve(str(folder)), folder, False).float().eval())
+        module = _module(kind, config, resolve(str(folder)), folder, False).float().eval()
+        read = replace(like, module=module, tokenizer=reduced_tokenizer(folder, like))
         _check_finite(read)
         return read
     module = copy.deepcopy(like.module)

@@ -136,13 +136,7 @@ def make(
         interface = loading.load(
             source, task=recipe.task, max_length=recipe.max_length, remote_code=recipe.trust_remote_code
         )
-        for name, _, step in steps:
-            # Inputs are encoded once, by the dense model's tokenizer; with other numbers they would be other texts.
-            if getattr(step, "rewrites_tokenizer", False):
-                raise RecipeError(
-                    f"recipe {recipe.name}: step {name} rewrites the tokenizer, which a recipe cannot carry "
-                    f'through yet; use edgeredux.prune(model, pattern="{name}", data=texts)'
-                )
+        for _, _, step in steps:
             step.check(interface)
         if upto != "reduced":
             for exporter in exporters.values():

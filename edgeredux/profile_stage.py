@@ -13,9 +13,11 @@ from edgeredux import judge, registry, yardstick
 from edgeredux.artifact import Artifact, sha256_file
 from edgeredux.errors import InternalError
 from edgeredux.export_stage import Exported
+from edgeredux.feeds import Feeder
 from edgeredux.plan import Plan, Use
 from edgeredux.quality import Yardstick, judge_outputs
 from edgeredux.readings import AnyReading, Missing, Reading, from_json
+from edgeredux.reduce_stage import Reduced
 from edgeredux.report import StepLine, TargetReport
 from edgeredux.seams import DeviceProfile, ProfileJob, Progress
 from edgeredux.workspace import Workspace
@@ -38,7 +40,7 @@ def run(
     plan: Plan,
     exported: Exported,
     lines: Sequence[StepLine],
-    answers: tuple[Any, ...],
+    found: Reduced,
     workspace: Workspace,
     progress: Progress,
 ) -> Profiled:
@@ -49,17 +51,22 @@ def run(
         progress(f"profile {use.entry}", index, len(plan.uses) + 1)
         dense = exported.artifacts["dense", use.dense]
         reduced = exported.artifacts["reduced", use.reduced]
-        report, kept = _profile(plan, use, dense, reduced, answers, workspace)
+        report, kept = _profile(plan, use, dense, reduced, found, workspace)
         reports.append(report)
         files.update(kept)
     progress("profile passes", len(plan.uses), len(plan.uses) + 1)
-    measured = _measure_trail(plan, exported, lines, answers, workspace)
+    measured = _measure_trail(plan, exported, lines, found, workspace)
     progress("profile", len(plan.uses) + 1, len(plan.uses) + 1)
     return Profiled(tuple(reports), measured, files)
 
 
 def job_for(
-    plan: Plan, use: Use, artifacts: Mapping[str, Path], shapes: Mapping[str, int], scratch: Path, log: Path
+    plan: Plan,
+    use: Use,
+    artifacts: Mapping[str, tuple[Path, Feeder]],
+    shapes: Mapping[str, int],
+    scratch: Path,
+    log: Path,
 ) -> tuple[ProfileJob, int | None]:
     """The job for a use's runner, and how many held-out samples its quality is taken on (None: all)."""
     recipe = plan.recipe
@@ -67,9 +74,11 @@ def job_for(
     measure = recipe.measure
     threads = use.target.threads or measure.threads or recipe.threads
     job = ProfileJob(
-        artifacts=artifacts,
-        latency_feeds=plan.feeder.latency(shapes, measure.batch, measure.sequence),
-        quality_feeds=plan.feeder.singles("evaluation", shapes, limit),
+        artifacts={label: path for label, (path, _) in artifacts.items()},
+        latency_feeds={
+            label: feeder.latency(shapes, measure.batch, measure.sequence) for label, (_, feeder) in artifacts.items()
+        },
+        quality_feeds={label: feeder.singles("evaluation", shapes, limit) for label, (_, feeder) in artifacts.items()},
         options=use.runtime.options,
         hardware=use.target.hardware,
         threads=threads,
@@ -84,7 +93,7 @@ def job_for(
 
 
 def _profile(
-    plan: Plan, use: Use, dense: Artifact, reduced: Artifact, answers: tuple[Any, ...], workspace: Workspace
+    plan: Plan, use: Use, dense: Artifact, reduced: Artifact, found: Reduced, workspace: Workspace
 ) -> tuple[TargetReport, dict[str, Path]]:
     shapes = plan.artifact(use.reduced).shapes
     if plan.artifact(use.dense).shapes != shapes:
@@ -104,19 +113,20 @@ def _profile(
     def build(target: Path) -> None:
         scratch = target / "scratch"
         scratch.mkdir()
-        job, limit = job_for(plan, use, {"dense": dense.path, "reduced": reduced.path}, shapes, scratch, workspace.log)
+        files = {"dense": (dense.path, plan.feeder), "reduced": (reduced.path, found.feeder)}
+        job, limit = job_for(plan, use, files, shapes, scratch, workspace.log)
         profiles = use.runner.profile(job)
-        measure = yardstick.yardstick(plan.interface, plan.feeder, answers, shapes, limit)
+        measures = yardstick.pair(plan.feeder, found.feeder, found.reference, shapes, limit)
         said = {}
         for label in ("dense", "reduced"):
-            said[label] = _store(target, label, profiles[label], measure, plan.recipe.seed)
+            said[label] = _store(target, label, profiles[label], measures[label], plan.recipe.seed)
         shutil.rmtree(scratch)
         (target / "profile.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
     done = workspace.step(f"profile-{use.entry.replace(':', '-')}", key, build)
     said = json.loads((done / "profile.json").read_text(encoding="utf-8"))
     loaded = {label: _restore(done, said[label]) for label in ("dense", "reduced")}
-    report = _report(plan, use, dense, reduced, loaded, {label: said[label]["quality"] for label in said}, answers)
+    report = _report(plan, use, dense, reduced, loaded, {label: said[label]["quality"] for label in said})
     folder = f"targets/{use.entry.replace(':', '-')}"
     files = {
         f"{folder}/{label}/{name}": path for label, profile in loaded.items() for name, path in profile.files.items()
@@ -157,7 +167,6 @@ def _report(
     reduced: Artifact,
     profiles: Mapping[str, DeviceProfile],
     quality: Mapping[str, Any],
-    answers: tuple[Any, ...],
 ) -> TargetReport:
     a, b = profiles["dense"], profiles["reduced"]
     read = {label: {name: from_json(value) for name, value in quality[label].items()} for label in quality}
@@ -195,7 +204,7 @@ def _report(
 
 
 def _measure_trail(
-    plan: Plan, exported: Exported, lines: Sequence[StepLine], answers: tuple[Any, ...], workspace: Workspace
+    plan: Plan, exported: Exported, lines: Sequence[StepLine], found: Reduced, workspace: Workspace
 ) -> tuple[StepLine, ...]:
     """Latency and quality after export and after each pass of the primary artifact, interleaved on this machine."""
     trail = exported.trail
@@ -217,22 +226,22 @@ def _measure_trail(
     def build(target: Path) -> None:
         scratch = target / "scratch"
         scratch.mkdir()
-        paths = dict(zip(labels, (path for _, path in trail), strict=True))
+        paths = dict(zip(labels, ((path, found.feeder) for _, path in trail), strict=True))
         job, _ = job_for(plan, use, paths, shapes, scratch, workspace.log)
         runner = registry.create("runner", "onnxruntime", {}, "pass by pass")
         profiles = runner.profile(replace(job, repeats=min(job.repeats, _TRAIL_REPEATS)))
-        measure = yardstick.yardstick(plan.interface, plan.feeder, answers, shapes, None)
+        measure = yardstick.pair(plan.feeder, found.feeder, found.reference, shapes, None)["reduced"]
         said = {label: _store(target, label, profiles[label], measure, plan.recipe.seed) for label in labels}
         shutil.rmtree(scratch)
         (target / "trail.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
     done = workspace.step("profile-passes", key, build)
     said = json.loads((done / "trail.json").read_text(encoding="utf-8"))
-    found = {f"{plan.primary}: {name}": said[label] for label, (name, _) in zip(labels, trail, strict=True)}
+    trail_said = {f"{plan.primary}: {name}": said[label] for label, (name, _) in zip(labels, trail, strict=True)}
     measured = []
     for line in lines:
-        if (line.name in found and line.changed) or (line.stage == "export" and line.name in found):
-            item = found[line.name]
+        if (line.name in trail_said and line.changed) or (line.stage == "export" and line.name in trail_said):
+            item = trail_said[line.name]
             latency = from_json(item["readings"]["latency_ms"])
             quality = from_json(item["quality"]["quality"])
             measured.append(replace(line, latency_ms=latency, quality=quality))

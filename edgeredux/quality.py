@@ -38,6 +38,9 @@ class Yardstick:
     labels: tuple[int, ...] | None
     pooling: str
     output_names: tuple[str, ...]
+    # Where a step rewrote the tokenizer of a language model (edgeredux/retokenised.py):
+    counted: tuple[bool, ...] | None = None  # one per feed: whether both models see the same text
+    numbers: Array | None = None  # the dense model's number of each of this model's tokens
 
     @property
     def lower_is_better(self) -> bool:
@@ -174,20 +177,25 @@ def _language(
 ) -> dict[str, AnyReading]:
     import numpy as np
 
-    counts = np.array([len(rows) for rows in answers], dtype=float)
+    # Per token of the dense model's splitting: a text split into more tokens is still the same text.
+    counts = np.array([len(rows) for rows in yardstick.reference], dtype=float)
+    alike = np.array([len(r) == len(d) for r, d in zip(answers, yardstick.reference, strict=True)])
+    if yardstick.counted is not None:
+        counts = counts * np.array(yardstick.counted)
+        how = f"{how}; {sum(yardstick.counted)} of {len(counts)} texts: those that both tokenizers see whole"
+    elif not alike.all():
+        return {"quality": Missing("the outputs cover other positions than the dense model's")}
     if counts.sum() == 0:
         return {"quality": Missing("no text of two tokens or more to take perplexity on")}
-    if any(len(rows) != len(dense) for rows, dense in zip(answers, yardstick.reference, strict=True)):
-        return {"quality": Missing("the outputs cover other positions than the dense model's")}
-    sums = np.array([-rows[:, 0].sum() for rows in answers])
-    hits = np.array(
-        [(r[:, 1] == d[:, 1]).sum() for r, d in zip(answers, yardstick.reference, strict=True)], dtype=float
-    )
+    sums = np.array([-rows[:, 0].sum() for rows in answers]) * (counts > 0)
+    compared = counts * alike
+    hits = np.array([_same(yardstick, r, d) for r, d in zip(answers, yardstick.reference, strict=True)])
+    hits *= compared > 0
     picks = np.random.default_rng(seed).integers(0, len(counts), (RESAMPLES, len(counts)))
     weight = np.maximum(counts[picks].sum(1), 1.0)
     total = int(counts.sum())
     losses = np.exp(np.minimum(sums[picks].sum(1) / weight, 700.0))
-    agreed = hits[picks].sum(1) / weight
+    agreed = hits[picks].sum(1) / np.maximum(compared[picks].sum(1), 1.0)
     quality = Reading(
         float(np.exp(min(sums.sum() / counts.sum(), 700.0))),
         "perplexity",
@@ -197,14 +205,25 @@ def _language(
         high=float(np.percentile(losses, 97.5)),
         how=how,
     )
+    if compared.sum() == 0:
+        return {"quality": quality, "agreement_top1": Missing("no text is split alike by both tokenizers")}
     agreement = replace(
         quality,
-        value=float(hits.sum() / counts.sum()),
+        n=int(compared.sum()),
+        value=float(hits.sum() / compared.sum()),
         unit="share of tokens",
         low=float(np.percentile(agreed, 2.5)),
         high=float(np.percentile(agreed, 97.5)),
     )
     return {"quality": quality, "agreement_top1": agreement}
+
+
+def _same(yardstick: Yardstick, mine: Array, dense: Array) -> float:
+    """At how many places of one text both predict the same token; 0 where the places are not the same."""
+    if len(mine) != len(dense):
+        return 0.0
+    predicted = mine[:, 1] if yardstick.numbers is None else yardstick.numbers[mine[:, 1].astype(int)]
+    return float((predicted == dense[:, 1]).sum())
 
 
 def label_numbers(labels: Sequence[str | None], names: Sequence[str]) -> tuple[int, ...] | None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgeredux import loading, yardstick
 from edgeredux.artifact import Change
+from edgeredux.feeds import Feeder
 from edgeredux.model import Model
 from edgeredux.plan import Plan
 from edgeredux.quality import judge_answers
 from edgeredux.readings import AnyReading, from_json, summarise
 from edgeredux.report import StepLine
-from edgeredux.seams import Progress, ReduceContext
+from edgeredux.seams import Progress, ReduceContext, RewritesTokenizer
 from edgeredux.workspace import Workspace
 
 _LATENCY_ROUNDS = 12
@@ -29,6 +30,7 @@ class Reduced:
     lines: tuple[StepLine, ...]
     reference: tuple[Any, ...]  # the dense model's answers to the held-out samples
     repeatability: Mapping[str, AnyReading]
+    feeder: Feeder  # the plan's samples as the reduced model takes them: a step may have rewritten the tokenizer
 
 
 def reference_key(plan: Plan) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def run(plan: Plan, workspace: Workspace, progress: Progress) -> Reduced:
         lines.append(StepLine.from_json(json.loads((done / "line.json").read_text(encoding="utf-8"))))
     if folder is None:
         folder = workspace.step("reduce-none", key, lambda target: loading.save(model, target / "model")) / "model"
-    return Reduced(folder, tuple(lines), answers, repeatability)
+    return Reduced(folder, tuple(lines), answers, repeatability, _feeder(plan, folder))
 
 
 def dense_reference(
@@ -102,6 +104,20 @@ def dense_reference(
     return yardstick.load_answers(done / "answers.npz"), {name: from_json(value) for name, value in said.items()}
 
 
+def _feeder(plan: Plan, folder: Path) -> Feeder:
+    assert plan.model is not None
+    return plan.feeder.of(replace(plan.model, tokenizer=loading.reduced_tokenizer(folder, plan.model)))
+
+
+def _teacher(plan: Plan, student: Model) -> Model:
+    """The dense model, with the student's tokens where a step before rewrote the tokenizer."""
+    assert plan.model is not None
+    if student.tokenizer is plan.model.tokenizer:
+        return plan.model
+    step = next(step for _, _, step in plan.steps if isinstance(step, RewritesTokenizer))
+    return step.same_tokens(plan.model, student)
+
+
 def _load(plan: Plan, folder: Path | None) -> Model:
     assert plan.model is not None
     return plan.model if folder is None else loading.load_reduced(folder, plan.model)
@@ -113,13 +129,13 @@ def _apply(
     import shutil
     import time
 
-    assert plan.model is not None
+    feeder = plan.feeder.of(model)
     scratch = target / "scratch"
     scratch.mkdir(exist_ok=True)
     context = ReduceContext(
-        teacher=plan.model,
-        calibration=plan.feeder.batches("calibration"),
-        training=plan.feeder.training(),
+        teacher=_teacher(plan, model),
+        calibration=feeder.batches("calibration"),
+        training=feeder.training(),
         seed=plan.recipe.seed,
         threads=plan.recipe.threads,
         scratch=scratch,
@@ -140,9 +156,8 @@ def _line(
     import torch
 
     with torch.random.fork_rng():
-        singles = plan.feeder.singles("evaluation", {})
-        given = [yardstick.take(after, after.run(feed), feed) for feed in singles]
-    measure = yardstick.yardstick(after, plan.feeder, answers, {}, None)
+        measure = yardstick.pair(plan.feeder, plan.feeder.of(after), answers, {}, None)["reduced"]
+        given = [yardstick.take(after, after.run(feed), feed) for feed in measure.feeds]
     quality = judge_answers(measure, given, "measured", "PyTorch float32, held-out data", plan.recipe.seed)
     latency = _latency(plan, after)
     line = StepLine(
@@ -165,7 +180,7 @@ def _latency(plan: Plan, model: Model) -> AnyReading:
     import time
 
     settings = plan.recipe.measure
-    feeds = plan.feeder.latency({}, settings.batch, settings.sequence, count=2)
+    feeds = plan.feeder.of(model).latency({}, settings.batch, settings.sequence, count=2)
     samples = []
     for index in range(_LATENCY_ROUNDS + 2):
         started = time.perf_counter()
@@ -182,11 +197,11 @@ def go_on(plan: Plan, workspace: Workspace, folder: Path, lines: Sequence[StepLi
         return run(plan, workspace, progress)
     answers, repeatability = dense_reference(plan, workspace, progress)
     kept = tuple(line for line in lines if line.stage == "reduce")
-    return Reduced(folder, kept, answers, repeatability)
+    return Reduced(folder, kept, answers, repeatability, _feeder(plan, folder))
 
 
 def _skipped(plan: Plan, answers: tuple[Any, ...], repeatability: Mapping[str, AnyReading]) -> Reduced:
     """The Reduced of a graph source: nothing was done, and the lines say so."""
     why = f"skipped: the model is a finished {plan.source.kind} graph, not PyTorch"
     lines = tuple(StepLine(stage="reduce", name=name, changed=False, why=why) for name, _ in plan.recipe.reduce)
-    return Reduced(None, lines, answers, repeatability)
+    return Reduced(None, lines, answers, repeatability, plan.feeder)

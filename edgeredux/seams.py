@@ -62,6 +62,14 @@ class ReduceStep(Protocol):
         """The reduced model and a line saying what changed (parameters, shapes, zeros, losses)."""
 
 
+@runtime_checkable
+class RewritesTokenizer(Protocol):
+    """A reduce step after which texts become other token numbers."""
+
+    def same_tokens(self, teacher: Model, student: Model) -> Model:
+        """`teacher` as a model of `student`'s tokens, so that both take the same feeds."""
+
+
 @dataclass(frozen=True)
 class ExportJob:
     """One export. `shapes` fixes dimensions by name ({"batch": 1, "sequence": 64}); absent ones stay dynamic."""
@@ -131,8 +139,8 @@ class ProfileJob:
     """Artifacts to profile together, interleaved in one run on one target. All plain data: it crosses processes."""
 
     artifacts: Mapping[str, Path]  # "dense", "reduced" (and any other label) -> model file
-    latency_feeds: Sequence[Feed]  # inputs that latency is taken on, in order, cycled
-    quality_feeds: Sequence[Feed]  # inputs whose outputs are wanted; empty when none
+    latency_feeds: Mapping[str, Sequence[Feed]]  # by label: inputs that latency is taken on, in order, cycled
+    quality_feeds: Mapping[str, Sequence[Feed]]  # by label: inputs whose outputs are wanted; empty when none
     options: Mapping[str, Any]  # the target's runtime options
     hardware: Mapping[str, Any]  # the target's hardware section
     threads: int
@@ -142,6 +150,10 @@ class ProfileJob:
     log: Path
     energy: Mapping[str, Any] = field(default_factory=dict)  # the target's energy section
     samples_per_run: int = 1  # model inputs (sentences, images) in one latency feed: throughput counts these
+
+    def first_feed(self, label: str) -> Feed:
+        """Some input of an artifact, empty when the job has none for it."""
+        return next(iter((*self.latency_feeds[label], *self.quality_feeds[label])), {})
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from edgeredux.feeds import Feeder
 from edgeredux.model import Interface, Model
 from edgeredux.quality import Yardstick, answer, judge_answers
 from edgeredux.readings import AnyReading
+from edgeredux.retokenised import comparable, dense_numbers
 from edgeredux.seams import Feed
 
 if TYPE_CHECKING:
@@ -71,18 +72,36 @@ def rows(interface: Interface, outputs: Feed, feed: Feed) -> list[Array]:
     return found
 
 
-def yardstick(
-    interface: Interface, feeder: Feeder, answers: Sequence[Array], shapes: Mapping[str, int], limit: int | None
-) -> Yardstick:
-    """The yardstick for feeds at `shapes`, for the first `limit` held-out samples."""
+def pair(
+    dense: Feeder, reduced: Feeder, answers: Sequence[Array], shapes: Mapping[str, int], limit: int | None
+) -> dict[str, Yardstick]:
+    """The yardsticks "dense" and "reduced" for feeds at `shapes`, for the first `limit` held-out samples.
+
+    They differ only where a step rewrote the tokenizer: then perplexity counts the texts that both models see whole.
+    """
     import numpy as np
 
-    feeds = feeder.singles("evaluation", shapes, limit)
-    batch = shapes.get("batch", 1)
-    grouped = [np.concatenate(list(answers[i * batch : (i + 1) * batch])) for i in range(len(feeds))]
-    labels = feeder.labels(limit)
-    labels = None if labels is None else labels[: len(feeds) * batch]
-    return Yardstick(interface.task, tuple(feeds), tuple(grouped), labels, interface.pooling, interface.output_names)
+    interface = dense.interface
+    feeds = {"dense": dense.singles("evaluation", shapes, limit)}
+    feeds["reduced"] = feeds["dense"] if reduced is dense else reduced.singles("evaluation", shapes, limit)
+    count, batch = len(feeds["dense"]), shapes.get("batch", 1)
+    grouped = [np.concatenate(list(answers[i * batch : (i + 1) * batch])) for i in range(count)]
+    labels = dense.labels(limit)
+    labels = None if labels is None else labels[: count * batch]
+    counted, numbers = None, None
+    if reduced is not dense and interface.task == "causal-lm":
+        numbers = dense_numbers(interface.tokenizer, reduced.interface.tokenizer)
+        longest = shapes.get("sequence", interface.max_length)
+        both = zip(feeds["dense"], feeds["reduced"], strict=True)
+        counted = tuple(comparable(one, other, numbers, longest) for one, other in both)
+
+    def made(label: str, numbers: Array | None) -> Yardstick:
+        names, given = interface.output_names, tuple(feeds[label])
+        return Yardstick(
+            interface.task, given, tuple(grouped), labels, interface.pooling, names, counted=counted, numbers=numbers
+        )
+
+    return {"dense": made("dense", None), "reduced": made("reduced", numbers)}
 
 
 def save(reference: Reference, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from edgeredux import loading
-from edgeredux.data import python_docs
+from edgeredux.data import python_docs, read_texts
 from edgeredux.errors import DataError, ModelError
+from edgeredux.feeds import Feeder
 from edgeredux.model import Model
 from edgeredux.pruning.vocabulary import Vocabulary
 from edgeredux.pruning.vocabulary_tokenizer import closed
+from edgeredux.quality import judge_answers
+from edgeredux.readings import Reading
 
 SPECIAL = ["<pad>", "<unk>", "<s>", "</s>"]
 KINDS = ["WordPiece", "BPE", "byte BPE", "Unigram"]
@@ -153,10 +157,89 @@ def test_impossible_is_one_clear_error(tmp_path: Path) -> None:
         Vocabulary().apply(model, context(model, tmp_path, []))
 
 
-def test_a_recipe_refuses_what_it_cannot_carry_through(cli: Cli, tmp_path: Path) -> None:
-    loading.save(decoder("WordPiece"), tmp_path / "model")
-    done = cli("reduce", "quickstart", "--model", tmp_path / "model", "--set", "reduce=[vocabulary]", "--out", "out")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "edgeredux.prune(model, pattern=" in done.stderr
-    assert not (tmp_path / "out").exists()
+RECIPE = """
+edgeredux: 1
+name: words
+model: {model}
+max_length: 32
+threads: 1
+data: {{source: words.txt, evaluation: 40, calibration: 16, training: 60}}
+reduce: [{steps}]
+artifacts: {{onnx-float: {{format: onnx, passes: [fold]}}}}
+targets: {{host-cpu: {{onnxruntime: {{dense: onnx-float, reduced: onnx-float, budget: {{size_ratio: 0.9}}}}}}}}
+measure: {{repeats: 6, warmup: 1, sequence: 16}}
+"""
+
+
+def run(cli: Cli, tmp_path: Path, steps: str) -> dict[str, Any]:
+    """The report of a run on texts, some of which hold words that the calibration and training parts never use."""
+    loading.save(decoder("byte BPE"), tmp_path / "model")
+    (tmp_path / "words.txt").write_text("\n".join(python_docs()[:300]), encoding="utf-8")
+    recipe = RECIPE.format(model=json.dumps(str(tmp_path / "model")), steps=steps)
+    (tmp_path / "words.yaml").write_text(recipe, encoding="utf-8")
+    done = cli("run", "words.yaml", "--out", "out", "--json")
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_a_run_carries_the_rewritten_tokenizer_through(cli: Cli, tmp_path: Path) -> None:
+    report = run(cli, tmp_path, "{vocabulary: {minimum_count: 3}}, {distill: {steps: 2}}")
+    vocabulary = report["steps"][0]["details"]
+    target = report["targets"][0]
+    assert vocabulary["tokens_after"] < vocabulary["tokens_before"]
+    dense, reduced = target["dense"]["quality"], target["reduced"]["quality"]
+    assert reduced["n"] == dense["n"], "perplexity of both is per token of the dense model's, on the same texts"
+    assert "texts: those that both tokenizers see whole" in reduced["how"]
+    agreement = target["reduced"]["agreement_top1"]
+    assert 0.5 < agreement["value"] <= 1
+    assert 0 < agreement["n"] < reduced["n"], "some texts are split in another way, so no token is compared there"
+    sizes = [AutoTokenizer.from_pretrained(tmp_path / "out" / place) for place in ("", "pytorch")]
+    assert [len(made) for made in sizes] == [vocabulary["tokens_after"]] * 2
+    with np.load(tmp_path / "out" / "samples" / "host-cpu.npz") as samples:
+        assert all(int(samples[name].max()) < vocabulary["tokens_after"] for name in samples.files)
+
+
+def test_rare_words_only_cost_what_they_must(tmp_path: Path) -> None:
+    """Perplexity by hand: summed over all texts both see whole, divided by the dense model's tokens."""
+    from edgeredux.recipe import DataSection
+    from edgeredux.yardstick import of_model, pair, take
+
+    model = decoder("byte BPE")
+    data = read_texts("python-docs")
+    feeder = Feeder(model, data, DataSection(evaluation=60, calibration=16, training=16))
+    pruned, _ = Vocabulary(minimum_count=3).apply(model, context(model, tmp_path, feeder.batches("training")))
+    answers = of_model(model, feeder, 0).answers
+    measures = pair(feeder, feeder.of(pruned), answers, {}, None)
+    given = [take(pruned, pruned.run(feed), feed) for feed in measures["reduced"].feeds]
+    reading = judge_answers(measures["reduced"], given, "measured", "here", 0)["quality"]
+    assert isinstance(reading, Reading)
+    loss, tokens, whole = 0.0, 0, 0
+    for example in data.take("evaluation", 60):
+        old = model.tokenizer(example.text, truncation=True, max_length=64)["input_ids"]
+        new = pruned.tokenizer(example.text, truncation=True, max_length=64)["input_ids"]
+        names = [made.convert_ids_to_tokens(ids) for made, ids in ((model.tokenizer, old), (pruned.tokenizer, new))]
+        if names[0] != names[1] and max(len(old), len(new)) == 64:
+            continue
+        whole += 1
+        ids = torch.tensor([new])
+        with torch.inference_mode():
+            logits = pruned.module(input_ids=ids).logits.double()
+        loss += float(torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum"))
+        tokens += len(old) - 1
+    assert 0 < whole < 60
+    assert reading.n == tokens
+    assert reading.value == pytest.approx(np.exp(loss / tokens), rel=1e-5)  # float32 logits
+    dense = judge_answers(measures["dense"], answers, "measured", "here", 0)["quality"]
+    assert isinstance(dense, Reading)
+    assert dense.n == tokens
+
+
+def test_the_teacher_speaks_the_students_tokens(tmp_path: Path) -> None:
+    model = decoder("WordPiece")
+    texts = corpus(model)
+    step = Vocabulary()
+    pruned, _ = step.apply(model, context(model, tmp_path, [model.encode(texts)]))
+    teacher = step.same_tokens(model, pruned)
+    feed = pruned.encode(texts)
+    np.testing.assert_array_equal(teacher.run(feed)["logits"], pruned.run(feed)["logits"])
+    assert len(model.tokenizer) > len(pruned.tokenizer)

@@ -48,8 +48,8 @@ def job(tmp_path: Path, artifacts: dict[str, Path], given: list[Feed], **more: A
     settings: dict[str, Any] = {"options": {}, "hardware": {}, "threads": 1, "repeats": 6, "warmup": 1, **more}
     return ProfileJob(
         artifacts=artifacts,
-        latency_feeds=given,
-        quality_feeds=given,
+        latency_feeds=dict.fromkeys(artifacts, given),
+        quality_feeds=dict.fromkeys(artifacts, given),
         scratch=tmp_path / "scratch",
         log=tmp_path / "log.txt",
         **settings,

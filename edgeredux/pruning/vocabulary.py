@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field
@@ -19,6 +19,7 @@ from edgeredux.artifact import Change
 from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
 from edgeredux.pruning.vocabulary_tokenizer import closed, rewrite
+from edgeredux.retokenised import dense_numbers
 from edgeredux.seams import Feed, ReduceContext
 
 _SAMPLES = 200  # texts of the corpus on which the rewritten tokenizer is proven
@@ -36,8 +37,6 @@ class Vocabulary:
     minimum_count: Annotated[int, Field(ge=1)] = 1
     largest: Annotated[int, Field(ge=1)] | None = None
     multiple_of: Annotated[int, Field(ge=1, le=4096)] = 1
-
-    rewrites_tokenizer: ClassVar[bool] = True
 
     def check(self, model: Model) -> None:
         """Raise ModelError for a model without a tokenizer that can be rewritten or without a token embedding."""
@@ -70,6 +69,12 @@ class Vocabulary:
         context.progress("vocabulary", 1, 1)
         details = {"tokens_before": size, "tokens_after": len(kept), "kept": kept}
         return student, Change("vocabulary", len(kept) < size, why, details)
+
+    def same_tokens(self, teacher: Model, student: Model) -> Model:
+        """`teacher` with just `student`'s tokens, in their order: its other outputs stay the same numbers."""
+        module = copy.deepcopy(teacher.module).eval()
+        shrink(module, [int(number) for number in dense_numbers(teacher.tokenizer, student.tokenizer)])
+        return replace(teacher, module=module, tokenizer=student.tokenizer)
 
     def _kept(self, model: Model, feeds: list[Feed], size: int) -> list[int]:
         counts = torch.zeros(size, dtype=torch.int64)

@@ -86,7 +86,7 @@ def load(job: ProfileJob, label: str) -> together.Loaded:
     from edgeredux.runners.tflite_interpreter import Model
 
     resolver = options.read(Options, job.options, WHERE).resolver
-    model = Model(job.artifacts[label], resolver, job.threads, (*job.latency_feeds, *job.quality_feeds)[0])
+    model = Model(job.artifacts[label], resolver, job.threads, job.first_feed(label))
     return together.Loaded(model.fit, model.run)
 
 
@@ -95,8 +95,8 @@ def examine(job: ProfileJob, label: str) -> dict[str, Any]:
     from edgeredux.runners.tflite_interpreter import Model, counted
 
     resolver, path = options.read(Options, job.options, WHERE).resolver, job.artifacts[label]
-    memory = together.peak_memory(job, lambda: load(job, label), "LiteRT")
-    model = Model(path, resolver, job.threads, (*job.latency_feeds, *job.quality_feeds)[0])
+    memory = together.peak_memory(job, label, lambda: load(job, label), "LiteRT")
+    model = Model(path, resolver, job.threads, job.first_feed(label))
     taken, left = model.placement()
     if resolver == "xnnpack":
         if not taken:

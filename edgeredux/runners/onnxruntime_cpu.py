@@ -94,10 +94,10 @@ def examine(job: ProfileJob, label: str) -> dict[str, Any]:
     """In a child: peak memory of one file, and which provider ran which operator."""
     from edgeredux.runners import ort_session
 
-    memory = together.peak_memory(job, lambda: load(job, label), "ONNX Runtime")
+    memory = together.peak_memory(job, label, lambda: load(job, label), "ONNX Runtime")
     path, level = job.artifacts[label], options.read(Options, job.options, WHERE).optimization
     session = ort_session.cpu_session(path, job.threads, level, job.scratch / f"ort-{label}")
-    feed = (*job.latency_feeds, *job.quality_feeds)[0]
+    feed = job.first_feed(label)
     ort_session.run(session, inputs.fit(feed, ort_session.ports(session.get_inputs(), path.name), path.name), path.name)
     trace = Path(session.end_profiling())
     events = json.loads(trace.read_text(encoding="utf-8"))

@@ -138,7 +138,8 @@ def compile_and_run(job: ProfileJob, label: str) -> dict[str, Any]:
             "(pass qdq_static)"
         )
     ports = ort_session.ports(session.get_inputs(), path.name)
-    outputs = [ort_session.run(session, inputs.fit(feed, ports, path.name), path.name) for feed in job.quality_feeds]
+    feeds = job.quality_feeds[label]
+    outputs = [ort_session.run(session, inputs.fit(feed, ports, path.name), path.name) for feed in feeds]
     files = {file.name: file for file in sorted(folder.iterdir()) if file.name.startswith(stem)}
     if not context.is_file():
         raise ArtifactError(f"{path.name}: QNN wrote no context file")

@@ -35,17 +35,18 @@ class Together:
 def measure_all(job: ProfileJob, load: Callable[[str], Loaded]) -> Together:
     """Interleaved timing of all labels, energy by label, then the outputs of the quality feeds."""
     loaded = {label: load(label) for label in job.artifacts}
-    count = len(job.latency_feeds)
+    counts = {len(job.latency_feeds[label]) for label in loaded}
+    (count,) = counts  # alike for all, so that round n is the same sample in every artifact
 
-    def call(model: Loaded) -> Callable[[int], object]:
-        feeds = [model.fit(feed) for feed in job.latency_feeds]
+    def call(label: str, model: Loaded) -> Callable[[int], object]:
+        feeds = [model.fit(feed) for feed in job.latency_feeds[label]]
         return lambda number: model.run(feeds[number % count])
 
-    calls = {label: call(model) for label, model in loaded.items()}
+    calls = {label: call(label, model) for label, model in loaded.items()}
     timing = measure.interleave(
         calls,
         rounds=job.repeats,
-        warmup=max(job.warmup, inputs.distinct_shapes(job.latency_feeds)),
+        warmup=max(job.warmup, max(inputs.distinct_shapes(job.latency_feeds[label]) for label in loaded)),
         threads=job.threads,
         inputs=count,
     )
@@ -58,13 +59,15 @@ def measure_all(job: ProfileJob, load: Callable[[str], Loaded]) -> Together:
         return once
 
     energy = {label: measure.energy(job.energy, work(label), job.repeats, uncounted) for label in calls}
-    outputs = {label: [model.run(model.fit(feed)) for feed in job.quality_feeds] for label, model in loaded.items()}
+    outputs = {
+        label: [model.run(model.fit(feed)) for feed in job.quality_feeds[label]] for label, model in loaded.items()
+    }
     return Together(timing, energy, outputs)
 
 
-def peak_memory(job: ProfileJob, load: Callable[[], Loaded], runtime: str) -> Reading:
+def peak_memory(job: ProfileJob, label: str, load: Callable[[], Loaded], runtime: str) -> Reading:
     """Peak memory of loading and running one file. Call it in a process that has imported the runtime and no more."""
-    feed = (*job.latency_feeds, *job.quality_feeds)[0]
+    feed = job.first_feed(label)
     memory = PeakMemory().start()
     model = load()
     fitted = model.fit(feed)
@@ -89,8 +92,8 @@ def device_profile(
     facts: Mapping[str, Any],
 ) -> DeviceProfile:
     """The profile of one file. `runtime` says what executed, e.g. "ONNX Runtime 1.32.0 CPUExecutionProvider"."""
-    latency = together.timing.latency(label, f"{runtime}, inputs {inputs.shapes(job.latency_feeds)}")
-    wanted = bool(job.quality_feeds)
+    latency = together.timing.latency(label, f"{runtime}, inputs {inputs.shapes(job.latency_feeds[label])}")
+    wanted = bool(job.quality_feeds[label])
     return DeviceProfile(
         readings={
             "latency_ms": latency,

@@ -177,10 +177,10 @@ def execute(job: ProfileJob, label: str) -> list[Feed]:
     """In a child: the file's outputs under LiteRT's reference kernels, one per quality feed."""
     from edgeredux.runners.tflite_interpreter import Model
 
-    model = Model(job.artifacts[label], "reference", job.threads, next(iter(job.quality_feeds), {}))
+    model = Model(job.artifacts[label], "reference", job.threads, job.first_feed(label))
     if sparse := model.sparse_weights():
         raise ArtifactError(
             f"{model.path.name}: {sparse} weights are stored sparse, which Vela would read as dense ones; compile the "
             "file from before pass tflite_sparse_weights (Vela's own encoder compresses zeros)"
         )
-    return [model.run(model.fit(feed)) for feed in job.quality_feeds]
+    return [model.run(model.fit(feed)) for feed in job.quality_feeds[label]]
