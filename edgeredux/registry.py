@@ -60,7 +60,10 @@ def create(
         return cls(**options)
     except ValidationError as problem:
         first = problem.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise error(one_line(f"{where}: {name}.{place}: {first['msg']} (given: {first.get('input')!r})")) from problem
+        place = ".".join([name, *(str(part) for part in first["loc"])])
+        said = first["msg"].removeprefix("Value error, ")
+        # A check over several options has no place of its own, and its input is all of them in pydantic's wrapping.
+        given = f" (given: {first.get('input')!r})" if first["loc"] else ""
+        raise error(one_line(f"{where}: {place}: {said}{given}")) from problem
     except (TypeError, ValueError) as problem:
         raise error(one_line(f"{where}: {name}: {problem}")) from problem

@@ -128,8 +128,9 @@ def test_impossible_options_are_one_clear_error(tmp_path: Path) -> None:
         ({"method": {"sparsegpt": {"damp": 1}}}, "sparsegpt"),
         ({"pattern": "1x4", "compare": "row"}, "unstructured"),
     ):
-        with pytest.raises(RecipeError, match=said):
+        with pytest.raises(RecipeError, match=said) as raised:
             create("reduce step", "prune", options, "test")
+        assert "ArgsKwargs" not in str(raised.value), "options that do not fit together are said in our words alone"
     with pytest.raises(RecipeError, match="matches no layer"):
         Prune(exclude=("nothing.*",)).check(bert())
     with pytest.raises(ModelError, match="no layer"):
