@@ -17,12 +17,13 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change
-from edgeredux.errors import ModelError, RecipeError
+from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
 from edgeredux.processes import share_of
 from edgeredux.pruning import allocation as ways
 from edgeredux.pruning.layers import Layer, block_of, layers
 from edgeredux.pruning.methods import Method, method
+from edgeredux.pruning.reorder import reordered
 from edgeredux.pruning.scores import element_scores
 from edgeredux.pruning.sensitivity_allocation import sensitivity_shares
 from edgeredux.pruning.statistics import Collector, agreed
@@ -47,7 +48,8 @@ class Prune:
     the inputs as they are by then ("layer", as published) or that of the dense model ("dense"), which also makes up
     for what the layers before have lost and costs one more pass. Only layers of encoder and decoder blocks (of any
     part in a plain nn.Module), without those whose name matches a pattern of `exclude` (shell style, "*.query"). Zeros
-    that are there already count.
+    that are there already count. `reorder` (tile): FFN neurons and heads are first put in an order in which the tiles
+    keep more of the method's scores (reorder.py).
     """
 
     zeros: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -59,6 +61,7 @@ class Prune:
     outlier: Annotated[float, Field(gt=1, le=100)] = 5.0
     spread: Annotated[float, Field(ge=0, lt=1)] | None = None
     exclude: tuple[str, ...] = ()
+    reorder: bool = False
 
     @field_validator("pattern")
     @classmethod
@@ -74,6 +77,8 @@ class Prune:
         check_zeros(self.pattern, self.zeros, self.allocation)
         if self.compare != "auto" and self.pattern != "unstructured":
             raise ValueError(f"compare is for pattern unstructured; {self.pattern} says itself which weights compete")
+        if self.reorder and not parse(self.pattern).bands:
+            raise ValueError(f"reorder is for pattern tile; the order of units changes nothing in {self.pattern}")
         if self.reference == "dense" and method(self.method).needs != "gram":
             raise ValueError("reference: dense refits weights to the dense model, which sparsegpt and alps do")
         return self
@@ -111,6 +116,9 @@ class Prune:
             if chosen.needs == "gradients":
                 raise RecipeError(f"prune: method {self._name()} takes gradients over all data: use one process")
             context = replace(context, calibration=share_of(context.processes, context.calibration, "prune"))
+        order: dict[str, Any] = {}
+        if self.reorder:
+            model, order = self._reordered(model, whole)
         student = model.after(copy.deepcopy(model.module).eval(), repr(self))
         work = Work(layers(student, self.exclude), chosen, self.pattern_of(chosen))
         dense = (model, layers(model, self.exclude)) if self.reference == "dense" else None
@@ -126,9 +134,21 @@ class Prune:
             f"({self._name()}, {self.pattern}, {self.allocation})"
         )
         details = {"weights": weights, "zeros": sum(zeros.values()), "zeros_by_layer": zeros, "pattern": self.pattern}
+        if self.reorder:
+            details["reordered"] = order
         if errors:
             details["relative_error_by_layer"] = errors
         return student, Change("prune", sum(zeros.values()) > 0, why, details)
+
+    def _reordered(self, model: Model, context: ReduceContext) -> tuple[Model, dict[str, Any]]:
+        if not context.calibration:
+            raise DataError("prune: reorder needs calibration data, to prove that the units are what they seem")
+        chosen = method(self.method)
+        names = [layer.name for layer in layers(model, self.exclude)]
+        with torch.no_grad():
+            scores = element_scores(model, names, chosen, context.calibration, context.seed, context.progress)
+        moved, said = reordered(model, scores, self.pattern_of(chosen), self.share, context.calibration[0])
+        return replace(moved, history=model.history), said
 
     def _name(self) -> str:
         return self.method if isinstance(self.method, str) else next(iter(self.method))
