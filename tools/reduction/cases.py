@@ -40,11 +40,25 @@ ALLOCATION = tuple(
     for method in ("wanda", "sparsegpt")
     for allocation in ("uniform", "owl", "sensitivity")
 )
+# Tiles, with neurons and heads as they stand and in a better order.
+ORDER = tuple(
+    Case(zeros, pattern, method, reorder=reorder)
+    for zeros in (0.5, 0.75)
+    for pattern in ("tile:2x16", "tile:4x16")
+    for method in ("wanda", "sparsegpt")
+    for reorder in (False, True)
+)
 QUICK = frozenset(REFERENCE[:6]) | {BEST[0], BEST[1]}
 
 
 def chosen(section: str, quick: bool) -> tuple[Case, ...]:
     """The cases of a section; with `quick` those at 50 % zeros that the authors have dev figures for, and ALPS."""
-    sections = {"reference": REFERENCE, "best": BEST, "patterns": PATTERNS, "allocation": ALLOCATION}
+    sections = {
+        "reference": REFERENCE,
+        "best": BEST,
+        "patterns": PATTERNS,
+        "allocation": ALLOCATION,
+        "order": ORDER,
+    }
     cases: tuple[Case, ...] = sections[section]
     return tuple(case for case in cases if not quick or case in QUICK)

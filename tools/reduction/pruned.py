@@ -25,6 +25,7 @@ class Case:
     method: str
     allocation: str = "uniform"
     reference: str = "layer"  # whose output a solver keeps at each layer
+    reorder: bool = False  # units first put in an order in which tiles keep more
 
     def options(self) -> dict[str, Any]:
         """Options of the recipe step `prune`."""
@@ -33,6 +34,7 @@ class Case:
             "pattern": self.pattern,
             "allocation": self.allocation,
             "reference": self.reference,
+            "reorder": self.reorder,
         }
         return said if ":" in self.pattern and self.pattern[0].isdigit() else {**said, "zeros": self.zeros}
 
@@ -42,6 +44,7 @@ class Case:
         more = [
             "" if self.allocation == "uniform" else f" + {self.allocation}",
             "" if self.reference == "layer" else " + dense",
+            " + order" if self.reorder else "",
         ]
         return "".join([self.method, *more])
 
