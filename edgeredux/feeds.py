@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from edgeredux import caching
 from edgeredux.arrays import ArrayData, read_npz, split
 from edgeredux.data import Part, TextData, read_texts
 from edgeredux.errors import DataError
@@ -17,6 +18,7 @@ from edgeredux.seams import Feed
 if TYPE_CHECKING:
     from edgeredux.recipe import DataSection
 
+_CONTINUED = ((2, 5, 3), (1, 9, 1))  # texts, tokens before, tokens: parity of a decoder that goes on
 _SYNTHETIC = 512  # samples made where nobody gave any
 
 
@@ -30,7 +32,8 @@ class Feeder:
 
     def of(self, interface: Interface) -> Feeder:
         """The same samples for another model, e.g. one whose tokenizer a step rewrote."""
-        return self if interface.tokenizer is self.interface.tokenizer else replace(self, interface=interface)
+        same = interface.tokenizer is self.interface.tokenizer and interface.cache == self.interface.cache
+        return self if same else replace(self, interface=interface)
 
     def batches(self, part: Part) -> list[Feed]:
         """The part in batches of the recipe's size, padded to the longest of each; the last may be smaller."""
@@ -84,12 +87,23 @@ class Feeder:
             return self.singles("calibration", shapes, limit=4 * shapes.get("batch", 1))
         ordered = sorted(texts, key=len)
         return [
+            *(self._continued(texts[:rows], past, tokens) for rows, past, tokens in _CONTINUED if self.interface.cache),
             self.interface.encode([ordered[len(ordered) // 2], ordered[-1]]),
             self.interface.encode([ordered[0]]),
             self.interface.encode(texts[1:4]),
             self.interface.encode([longest]),
             _one_token(self.interface.encode([ordered[0]])),
         ]
+
+    def _continued(self, texts: list[str], past: int, tokens: int) -> Feed:
+        """A feed of a decoder that has seen `past` tokens before these `tokens`."""
+        import numpy as np
+
+        feed = self.interface.encode(texts, pad_to=tokens)
+        mask = np.ones((len(texts), past + tokens), np.int64)
+        positions = caching.positions(mask, tokens)
+        past_feed = caching.made_up(self.interface.cache, len(texts), past, seed=past)
+        return {**feed, "attention_mask": mask, "position_ids": positions, **past_feed}
 
     def latency(self, shapes: Mapping[str, int], batch: int, sequence: int, count: int = 8) -> list[Feed]:
         """Feeds to time: real text of exactly `sequence` tokens (texts joined until long enough), or fixed shapes."""
@@ -154,6 +168,6 @@ def stack(feeds: Sequence[Feed]) -> Feed:
 
 def _one_token(feed: Feed) -> Feed:
     def cut(value: Any) -> Any:
-        return value[:, :1]
+        return value[:, :1] if value.ndim == 2 else value  # a decoder's empty past stays
 
     return {name: cut(value) for name, value in feed.items()}

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+from edgeredux import caching
+from edgeredux.caching import Cache
 from edgeredux.errors import DataError
 from edgeredux.seams import Feed
 
@@ -38,6 +40,7 @@ class Interface:
     pooling: Literal["mean", "cls"] = "mean"
     labels: tuple[str, ...] = ()  # class names of a classifier
     examples: Mapping[str, np.ndarray[Any, Any]] | None = None  # example inputs of a model that takes no text
+    cache: Cache = ()  # of a decoder whose past comes in and goes out (edgeredux/caching.py)
 
     def encode(self, texts: Sequence[str], *, pad_to: int | None = None) -> Feed:
         """One int64 batch for `texts`, padded to the longest or to `pad_to` tokens, cut to max_length."""
@@ -56,6 +59,10 @@ class Interface:
                 feed[name] = batch[name].astype("int64")
             elif name == "token_type_ids":
                 feed[name] = batch["input_ids"].astype("int64") * 0
+            elif name == "position_ids" and self.cache:
+                feed[name] = caching.positions(batch["attention_mask"], batch["input_ids"].shape[1])
+            elif name.startswith("past_key_values.") and self.cache:
+                feed |= caching.empty(self.cache, len(texts))
             else:
                 raise DataError(f"model {self.name}: the tokenizer gives no {name!r}")
         return feed

@@ -61,6 +61,13 @@ def compare(
     return answer if reason is None else {**answer, "reason": reason}
 
 
+def token_masks(feeds: Sequence[Feed]) -> list[Array] | None:
+    """The attention mask of each feed's own tokens, without those of a decoder's past; None where feeds have none."""
+    if not all("attention_mask" in feed for feed in feeds):
+        return None
+    return [feed["attention_mask"][:, -feed["input_ids"].shape[1] :] for feed in feeds]
+
+
 def require(agreement: dict[str, Any], what: str) -> dict[str, Any]:
     """The agreement itself when it passed. Raises ParityError, naming `what`, when it did not."""
     if agreement["passed"] is not True:

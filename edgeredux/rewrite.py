@@ -16,7 +16,7 @@ from edgeredux import isolated
 from edgeredux.artifact import Artifact, Change
 from edgeredux.errors import ArtifactError, InternalError, one_line
 from edgeredux.execute import execute
-from edgeredux.parity import compare
+from edgeredux.parity import compare, token_masks
 from edgeredux.seams import Feed, Pass, PassContext, Progress, silent
 
 
@@ -115,8 +115,7 @@ def _apply(
         made = execute(out, feeds, log=context.log, threads=context.threads)
     except ArtifactError as problem:
         return rolled_back(f"its file does not run: {problem}")
-    masks = [feed["attention_mask"] for feed in feeds] if all("attention_mask" in feed for feed in feeds) else None
-    parity = compare(outputs, made, step.tolerance, masks)
+    parity = compare(outputs, made, step.tolerance, token_masks(feeds))
     if not parity["passed"]:
         return rolled_back(f"the function changed: {parity['reason']}", parity=parity)
     new = Artifact.of(out, current.name, current.role)

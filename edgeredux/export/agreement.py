@@ -48,9 +48,8 @@ def check_agreement(model: Model, samples: Sequence[Feed], out: Path, log: Path)
     """The parity of the file with Model.run over all samples, padding left out. Raises ParityError."""
     expected = [model.run(feed) for feed in samples]
     actual = execute(out, samples, log=log)
-    padded = all("attention_mask" in feed for feed in samples)
-    masks = [feed["attention_mask"] for feed in samples] if padded else None
-    return parity.require(parity.compare(expected, actual, SAME_FLOAT32, masks), f"{out.name} and the PyTorch module")
+    found = parity.compare(expected, actual, SAME_FLOAT32, parity.token_masks(samples))
+    return parity.require(found, f"{out.name} and the PyTorch module")
 
 
 @contextmanager

@@ -31,6 +31,7 @@ def prepared(module: torch.nn.Module, eager_attention: bool) -> Iterator[None]:
     A decoder does without its key-value cache, so that the graph holds no cache that nobody reads. With
     `eager_attention` a transformers module computes attention by plain matrix products.
     """
+    module = getattr(module, "decoder", module) if not hasattr(module, "config") else module
     config = getattr(module, "config", None)
     cache = getattr(config, "use_cache", None)
     attention = getattr(config, "_attn_implementation", None)

@@ -28,8 +28,9 @@ def name_shapes(graph: ir.Model, axes: Mapping[str, tuple[str | None, ...]], fix
             for axis, found in zip(axes[value.name], value.shape, strict=True)
         ]
         value.shape = ir.Shape(dims)
+    cached = any(str(value.name).startswith("past_key_values.") for value in graph.graph.inputs)
     for name in list(graph.graph.initializers):
-        short = name.removeprefix("wrapped.")
+        short = name.removeprefix("wrapped.").removeprefix("decoder." if cached else "")
         if short != name and short not in graph.graph.initializers:
             graph.graph.initializers[name].name = short
     common.ClearMetadataAndDocStringPass()(graph)

@@ -1,0 +1,140 @@
+"""Decoders exported with their key-value cache: greedy tokens as transformers', also where layers differ in heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_models import tiny_bert, tiny_llama
+
+from edgeredux import caching
+from edgeredux.caching import CacheLayer
+from edgeredux.decoding import with_cache
+from edgeredux.errors import ArtifactError, ModelError
+from edgeredux.execute import execute
+from edgeredux.export.to_onnx import TorchOnnx
+from edgeredux.model import Model
+from edgeredux.seams import ExportJob, Feed
+
+VOCABULARY = 120
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def decoder(family: str) -> Model:
+    """A decoder of random weights; windows and ropes as the family has them."""
+    torch.manual_seed(0)
+    config: Any = {
+        "llama": lambda: transformers.LlamaConfig(**SIZES),
+        "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=8),
+        "gemma3": lambda: transformers.Gemma3TextConfig(
+            **SIZES, head_dim=8, sliding_window=16, query_pre_attn_scalar=8
+        ),
+        "gpt2": lambda: transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128),
+    }[family]()
+    axes: dict[str, tuple[str | None, ...]] = dict.fromkeys(("input_ids", "attention_mask"), ("batch", "sequence"))
+    return Model(
+        module=transformers.AutoModelForCausalLM.from_config(config).eval(),
+        name=family,
+        task="causal-lm",
+        input_names=("input_ids", "attention_mask"),
+        output_names=("logits",),
+        axes={**axes, "logits": ("batch", "sequence", None)},
+        source=family,
+        sha256="0" * 64,
+        is_transformers=True,
+    )
+
+
+def feed(cache: caching.Cache, batch: int, tokens: int, past: int, padding: int = 0) -> Feed:
+    mask = np.ones((batch, past + tokens), np.int64)
+    mask[-1, mask.shape[1] - padding :] = 0
+    ids = np.random.default_rng(tokens).integers(3, VOCABULARY, (batch, tokens))
+    before = caching.made_up(cache, batch, past) if past else caching.empty(cache, batch)
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": caching.positions(mask, tokens), **before}
+
+
+def export(model: Model, tmp_path: Path) -> tuple[Path, Model]:
+    cached = with_cache(model)
+    sizes = ((2, 3, 5), (1, 1, 9), (1, 1, 0), (2, 40, 0, 5), (1, 2, 40))
+    samples = [feed(cached.cache, *size) for size in sizes]
+    out = tmp_path / "model.onnx"
+    change = TorchOnnx().export(ExportJob(model=cached, samples=samples, out=out, shapes={}, log=tmp_path / "log.txt"))
+    assert change.details["parity"]["passed"]
+    return out, cached
+
+
+def greedy(path: Path, cache: caching.Cache, prompt: list[int], count: int, log: Path) -> list[int]:
+    """Token by token, each call with the past that the last one gave."""
+    past, tokens, found, seen = caching.empty(cache, 1), prompt, [], 0
+    for _ in range(count):
+        seen += len(tokens)
+        mask = np.ones((1, seen), np.int64)
+        given = {"input_ids": np.array([tokens]), "attention_mask": mask}
+        given["position_ids"] = caching.positions(mask, len(tokens))
+        out = execute(path, [{**given, **past}], log=log)[0]
+        past = {name: out[name.replace("past_key_values.", "present.")] for name in past}
+        tokens = [int(out["logits"][0, -1].argmax())]
+        found += tokens
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", pytest.param("gemma3", marks=pytest.mark.slow), "gpt2"])
+def test_greedy_tokens_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    model = decoder(family)
+    out, cached = export(model, tmp_path)
+    assert caching.of_onnx(out) == cached.cache
+    prompt = [5, 9, 33, 71]
+    wanted = model.module.generate(  # type: ignore[operator]
+        torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    assert greedy(out, cached.cache, prompt, 24, tmp_path / "log.txt") == wanted[0, len(prompt) :].tolist()
+
+
+def test_each_layer_keeps_its_own_heads(tmp_path: Path) -> None:
+    from edgeredux.pruning.groups import find, remove
+
+    model = decoder("qwen3")
+    group = next(group for group in find(model.module) if group.kind == "heads")
+    remove(model.module, group, torch.tensor([1]))
+    out, cached = export(model, tmp_path)
+    assert cached.cache == (CacheLayer(1, 8, 8), CacheLayer(2, 8, 8)) == caching.of_onnx(out)
+    prompt = [7, 8, 9]
+    wanted, ids = [], torch.tensor([prompt])
+    with torch.inference_mode():
+        for _ in range(12):  # the whole text anew for each token, without any cache
+            token = int(model.module(input_ids=ids, use_cache=False).logits[0, -1].argmax())
+            wanted.append(token)
+            ids = torch.cat([ids, torch.tensor([[token]])], 1)
+    assert greedy(out, cached.cache, prompt, 12, tmp_path / "log.txt") == wanted
+
+
+def test_positions_skip_padding_as_transformers_does() -> None:
+    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
+    assert caching.positions(mask, 5).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 3, 3]]
+    assert caching.positions(mask, 2).tolist() == [[1, 2], [3, 3]]
+
+
+def test_what_has_no_cache_is_refused() -> None:
+    with pytest.raises(ModelError, match="causal-lm models of transformers"):
+        with_cache(tiny_bert())
+    names = [("past_key_values.0.key", [1, 2, 0, 8]), ("past_key_values.0.value", [1, 2, 0, 8])]
+    with pytest.raises(ArtifactError, match=r"past_key_values\.1\.key must be there"):
+        caching.of_inputs(iter([*names, ("past_key_values.1.value", [1, 2, 0, 8])]), "file")
+    with pytest.raises(ArtifactError, match="fixed heads and size"):
+        caching.of_inputs(iter([("past_key_values.0.key", ["b", "h", "p", 8])]), "file")
+    assert with_cache(tiny_llama()).cache[0].heads == 2
