@@ -45,7 +45,10 @@ def join(samples: Sequence[Feed]) -> Feed:
             return value
         return np.pad(value, [(0, 0), (0, missing), *[(0, 0)] * (value.ndim - 2)])
 
-    return {name: np.concatenate([padded(sample, sample[name]) for sample in samples]) for name in samples[0]}
+    return {
+        name: np.concatenate([sample[name] if _decoder(name) else padded(sample, sample[name]) for sample in samples])
+        for name in samples[0]
+    }
 
 
 def by_length(interface: Interface, feeds: Sequence[Feed]) -> list[Feed]:
@@ -59,14 +62,15 @@ def by_length(interface: Interface, feeds: Sequence[Feed]) -> list[Feed]:
 def batches(interface: Interface, samples: Sequence[Feed], size: int) -> list[Feed]:
     """The samples in their order, at most `size` together; without an attention_mask only those of equal shapes.
 
-    Those of a model without a batch axis stay alone.
+    So are decoder_input_ids and their like, which the mask says nothing about. Those of a model without a batch axis
+    stay alone.
     """
     if not all("batch" in interface.axes[name][:1] for name in interface.input_names):
         return list(samples)
     found: list[list[Feed]] = []
     for sample in samples:
         last = found[-1] if found else []
-        if last and len(last) < size and ("attention_mask" in sample or _shapes(last[0]) == _shapes(sample)):
+        if last and len(last) < size and _shapes(last[0]) == _shapes(sample):
             last.append(sample)
         else:
             found.append([sample])
@@ -74,7 +78,13 @@ def batches(interface: Interface, samples: Sequence[Feed], size: int) -> list[Fe
 
 
 def _shapes(sample: Feed) -> dict[str, tuple[int, ...]]:
-    return {name: value.shape for name, value in sample.items()}
+    """What must be equal for samples to be joined."""
+    masked = "attention_mask" in sample
+    return {name: value.shape for name, value in sample.items() if not masked or _decoder(name)}
+
+
+def _decoder(name: str) -> bool:
+    return name.startswith("decoder_")
 
 
 def _unpadded(interface: Interface, sample: Feed) -> Feed:
@@ -82,4 +92,4 @@ def _unpadded(interface: Interface, sample: Feed) -> Feed:
         return sample
     real = sample["attention_mask"][0].astype(bool)
     token = {name: interface.axes.get(name, ())[1:2] == ("sequence",) for name in sample}
-    return {name: value[:, real] if token[name] else value for name, value in sample.items()}
+    return {name: value[:, real] if token[name] and not _decoder(name) else value for name, value in sample.items()}

@@ -92,7 +92,9 @@ def _transformers(module: torch.nn.Module, data: Sequence[Any]) -> Model:
         task = "causal-lm"
     elif kind.endswith(("ForSequenceClassification", "ForImageClassification")):
         task = "classification"
-    output = "logits" if task in ("causal-lm", "classification") else "last_hidden_state"
+    elif "For" in kind:  # ForConditionalGeneration, ForMaskedLM, ForTokenClassification: a head, but no one vector
+        task = "generic"
+    output = "logits" if "For" in kind or task == "causal-lm" else "last_hidden_state"
     axes: dict[str, tuple[str | None, ...]] = dict.fromkeys(inputs, ("batch", None))
     if "input_ids" in inputs:
         axes = dict.fromkeys(inputs, ("batch", "sequence"))

@@ -34,7 +34,8 @@ _NUMBERS = ("mlp_only_layers", "full_attn_idxs")
 class Depth:
     """Remove floor(share * layers) layers of every stack, or just those numbered in `layers` (from 0, one stack).
 
-    At least one layer stays. The config says the new count, so that stock transformers loads the result.
+    At least one layer stays, and so do first layers that are built otherwise than the rest (T5 keeps its position bias
+    in the first one). The config says the new count, so that stock transformers loads the result.
     """
 
     share: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -54,6 +55,10 @@ class Depth:
                 raise RecipeError(f"depth: layers is for one stack, the model has {len(found)} ({names}); give share")
             count = len(found[0].items)
             wrong = [number for number in self.layers if number >= count]
+            first = [number for number in self.layers if number < found[0].fixed]
+            if first:
+                names = f"layer {first[0]} of {found[0].name} is built otherwise than the last"
+                raise RecipeError(f"depth: layers {list(self.layers)}: {names} and must stay first")
             if wrong or len(set(self.layers)) >= count or len(set(self.layers)) != len(self.layers):
                 raise RecipeError(f"depth: layers {list(self.layers)}: allowed are different ones of 0..{count - 1}")
         elif not any(self._count(stack) for stack in found):
@@ -77,7 +82,8 @@ class Depth:
             else:
                 scores = influence(student, stack, context.calibration)
                 details["influence"][stack.name] = scores
-                gone = sorted(sorted(range(len(scores)), key=lambda place: scores[place])[: self._count(stack)])
+                able = range(stack.fixed, len(scores))
+                gone = sorted(sorted(able, key=scores.__getitem__)[: self._count(stack)])
             remove(student.module, stack, gone)
             details["removed"][stack.name] = gone
         after = student.parameters()
@@ -87,20 +93,20 @@ class Depth:
 
     def _count(self, stack: Stack) -> int:
         assert self.share is not None
-        return min(count_of(self.share, len(stack.items)), len(stack.items) - 1)
+        return min(count_of(self.share, len(stack.items)), len(stack.items) - max(1, stack.fixed))
 
     def _by_output(self, dense: Model, student: Model, stack: Stack, context: ReduceContext) -> list[int]:
         kept = list(range(len(stack.items)))
         wanted = [dense.run(feed) for feed in context.calibration]
         owner, _, key = stack.name.rpartition(".")
         for turn in range(self._count(stack)):
-            losses = []
-            for place in kept:
+            losses = {}
+            for place in kept[stack.fixed :]:
                 context.progress(f"without layer {place}", turn, self._count(stack))
                 rest = [stack.items[index] for index in kept if index != place]
                 setattr(student.module.get_submodule(owner), key, torch.nn.ModuleList(rest))
-                losses.append(_distance(student, context.calibration, wanted))
-            kept.pop(min(range(len(kept)), key=losses.__getitem__))
+                losses[place] = _distance(student, context.calibration, wanted)
+            kept.remove(min(losses, key=losses.__getitem__))
         setattr(student.module.get_submodule(owner), key, torch.nn.ModuleList(stack.items))
         return sorted(set(range(len(stack.items))) - set(kept))
 
@@ -112,6 +118,7 @@ class Stack:
     name: str
     items: tuple[torch.nn.Module, ...]
     counts: tuple[tuple[Any, str], ...]  # config and attribute
+    fixed: int = 0  # so many first layers have other parameters than the last one has, and must stay first
 
 
 def stacks(model: Model) -> list[Stack]:
@@ -124,8 +131,15 @@ def stacks(model: Model) -> list[Stack]:
             continue
         counts = tuple(_counted(model.module, name, len(part)))
         if counts:
-            found.append(Stack(name, tuple(part), counts))
+            found.append(Stack(name, tuple(part), counts, _fixed(tuple(part), counts)))
     return found
+
+
+def _fixed(items: Sequence[torch.nn.Module], counts: Sequence[tuple[Any, str]]) -> int:
+    if any(getattr(config, name, None) for config, _ in counts for name in _NUMBERS):
+        return 0  # the config numbers the layers that are otherwise
+    names = [{name for name, _ in item.named_parameters()} for item in items]
+    return next(place for place, own in enumerate(names) if own == names[-1])
 
 
 def _counted(module: torch.nn.Module, name: str, size: int) -> list[tuple[Any, str]]:
@@ -197,7 +211,11 @@ def remove(module: torch.nn.Module, stack: Stack, gone: Sequence[int]) -> None:
     """Take the numbered layers out, in place: the list, its layers' own numbers (for the cache), the configs."""
     kept = [place for place in range(len(stack.items)) if place not in set(gone)]
     owner, _, key = stack.name.rpartition(".")
-    setattr(module.get_submodule(owner), key, torch.nn.ModuleList(stack.items[place] for place in kept))
+    home = module.get_submodule(owner)
+    setattr(home, key, torch.nn.ModuleList(stack.items[place] for place in kept))
+    for name in (*_COUNTS, "n_layers"):
+        if getattr(home, name, None) == len(stack.items):
+            setattr(home, name, len(kept))
     for number, place in enumerate(kept):
         for part in stack.items[place].modules():
             if isinstance(getattr(part, "layer_idx", None), int):

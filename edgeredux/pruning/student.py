@@ -29,10 +29,17 @@ class Student:
 
     def check(self, model: Model) -> None:
         """Raise ModelError for a model whose layers are not found, RecipeError for layers that it does not have."""
-        self._chosen(len(_stack(model).items))
+        stack = _stack(model)
+        chosen = self._chosen(len(stack.items))
+        if chosen[: stack.fixed] != tuple(range(stack.fixed)):
+            raise RecipeError(
+                f"student: layers {list(chosen)}: the first {stack.fixed} of {stack.name} are built otherwise than the "
+                "last and must stay; name the layers, them among these"
+            )
 
     def apply(self, model: Model, context: ReduceContext) -> tuple[Model, Change]:
         """The shallower model; Change details hold the layers kept and parameters before and after."""
+        self.check(model)
         student = model.after(copy.deepcopy(model.module).eval(), repr(self))
         stack = _stack(student)
         total = len(stack.items)
