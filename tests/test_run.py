@@ -144,6 +144,10 @@ def test_stages_on_their_own_end_where_run_does(cli: Cli, tmp_path: Path, recipe
     assert done.returncode == 0, done.stderr
     assert read(installed / "install.json")["parity"]["passed"] is True
     assert cli("deploy", staged, "--target", "host-cpu", "--to", installed).returncode == 2
+    assert cli("pack", staged, "staged.erpack").returncode == 0
+    done = cli("deploy", "staged.erpack", "--target", "host-cpu", "--to", "expanded")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "expanded" / "model.onnx").read_bytes() == (installed / "model.onnx").read_bytes()
 
 
 def test_a_finished_graph_skips_pytorch_and_says_so(cli: Cli, tmp_path: Path, recipe: Path) -> None:

@@ -14,6 +14,8 @@ TABLE = {
     "int8_dynamic": "edgeredux.passes.onnx.int8_dynamic:Int8Dynamic",
     "int4_weights": "edgeredux.passes.onnx.int4_weights:Int4Weights",
     "int8_weights": "edgeredux.passes.onnx.int8_weights:Int8Weights",
+    "sparse_initializer": "edgeredux.passes.onnx.sparse_initializer:SparseInitializer",
+    "two_four": "edgeredux.passes.onnx.two_four:TwoFour",
     "fp16": "edgeredux.passes.onnx.fp16:Fp16",
     "int8_static": "edgeredux.passes.onnx.int8_static:Int8Static",
     "qdq_static": "edgeredux.passes.onnx.qdq_static:QdqStatic",

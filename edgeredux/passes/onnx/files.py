@@ -12,7 +12,7 @@ import onnx_ir as ir
 from edgeredux.errors import ArtifactError, one_line
 
 # protobuf cannot hold more than 2 GiB; what is not weights needs room too.
-_SINGLE_FILE_BYTES = 1_900_000_000
+SINGLE_FILE_BYTES = 1_900_000_000
 
 
 def read(path: Path) -> ir.Model:
@@ -25,13 +25,26 @@ def read(path: Path) -> ir.Model:
         raise ArtifactError(one_line(f"{path.name}: no readable ONNX file: {problem}", 300)) from problem
     if not model.graph.outputs:
         raise ArtifactError(f"{path.name}: no readable ONNX file: it holds no graph with outputs")
+    if (name := _undefined(model)) is not None:
+        hint = "a sparse initializer? The pass sparse_initializer comes last"
+        raise ArtifactError(one_line(f"{path.name}: nothing defines {name!r}, which an operator reads ({hint})", 300))
     return model
+
+
+def _undefined(model: ir.Model) -> str | None:
+    """The first value that a node reads and nothing makes; onnx_ir leaves sparse initializers out, for instance."""
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            if value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer():
+                continue
+            return str(value.name)
+    return None
 
 
 def write(model: ir.Model, out: Path) -> None:
     """Write the model: one file, or `out` and `out`.data where the weights exceed what one file can hold."""
     size = sum(tensor.nbytes for tensor in initializers(model))
-    ir.save(model, out, external_data=out.name + ".data" if size > _SINGLE_FILE_BYTES else None)
+    ir.save(model, out, external_data=out.name + ".data" if size > SINGLE_FILE_BYTES else None)
 
 
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:
