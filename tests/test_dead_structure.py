@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import channel_nets
 import numpy as np
 import onnx
 import pytest
@@ -20,6 +21,8 @@ from edgeredux.artifact import Artifact
 from edgeredux.export.to_onnx import TorchOnnx
 from edgeredux.model import Model
 from edgeredux.passes.onnx.dead_structure import DeadStructure
+from edgeredux.pruning.coupling_cut import cut, prove
+from edgeredux.pruning.coupling_trace import coupling, trace
 from edgeredux.pruning.groups import Group, find, places, remove
 from edgeredux.pruning.places import inputs
 from edgeredux.pruning.stock import describe_groups
@@ -28,8 +31,8 @@ from edgeredux.seams import ExportJob, Feed, PassContext
 
 RNG = np.random.default_rng(11)
 FLOAT = TensorProto.FLOAT
-# Batch and sequence of 1, odd, and the longest that the model takes.
 FAST = (("bert", "both"), ("llama", "columns"), ("qwen3", "rows"))
+# Batch and sequence of 1, odd, and the longest that the model takes.
 SIZES = ((2, 5), (1, 1), (1, 7), (3, 16))
 
 
@@ -150,6 +153,42 @@ def test_constants_of_masked_neurons_go_into_the_next_bias(tmp_path: Path, conte
         for path in (answer.path, wanted)
     ]
     assert shapes[0] == shapes[1]
+
+
+def silenced(name: str) -> tuple[Model, Model]:
+    """A convolutional net with half of the channels of every group unread, and the net without them.
+
+    Channels that a LayerNorm spans are left: fewer of them are another function.
+    """
+    model = channel_nets.net(name)
+    graph = trace(model, channel_nets.feeds_of(channel_nets.NETS[name][1], 1, 3)[0])
+    found, random = coupling(model, graph), np.random.default_rng(0)
+    blended = {int(label) for node, labels in found.blended if "layer" in node.name for label in labels}
+    gone: list[int] = []
+    for group in found.groups:
+        units = [int(unit) for unit in group.units]
+        picked = [units[place] for place in sorted(random.permutation(len(units))[: len(units) // 2])]
+        if not blended & set(units) and prove(model, graph, found, np.array(picked)) is None:
+            gone += picked
+    assert gone
+    dead, small = copy.deepcopy(model.module), copy.deepcopy(model.module)
+    tensors = dict(dead.named_parameters())
+    for port in found.readers:
+        silent = torch.from_numpy(np.flatnonzero(np.isin(found.places[port.place], gone)))
+        tensors[port.place[0]].data.index_fill_(port.place[1], silent, 0)
+    cut(small, found, np.array(gone))
+    return model.after(dead, "masked"), model.after(small, "cut")
+
+
+@pytest.mark.parametrize("name", sorted(set(channel_nets.NETS) - {"convnext"}))
+def test_a_masked_convolutional_net_becomes_the_cut_one(tmp_path: Path, context: PassContext, name: str) -> None:
+    dead, small = silenced(name)
+    shape = channel_nets.NETS[name][1]
+    feeds = [channel_nets.feeds_of(shape, 1, size)[0] for size in (3, 1, 16)]
+    source, wanted = export(dead, tmp_path / "masked.onnx", feeds), export(small, tmp_path / "cut.onnx", feeds)
+    answer = rewrite(Artifact.of(source, "m", "reduced"), [("d", DeadStructure())], context, feeds, tmp_path)
+    assert answer.history[-1].changed, answer.history[-1].why
+    assert_same_graph(answer.path, wanted)
 
 
 @pytest.mark.parametrize("seed", range(80))

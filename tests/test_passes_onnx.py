@@ -20,7 +20,7 @@ from tiny_graphs import clean, kinds, outputs, save
 from edgeredux.artifact import Artifact
 from edgeredux.errors import ArtifactError, DataError
 from edgeredux.passes.onnx.clamp_mask import ClampMask
-from edgeredux.passes.onnx.dead_channels import DeadChannels
+from edgeredux.passes.onnx.dead_structure import DeadStructure
 from edgeredux.passes.onnx.fix_shapes import FixShapes
 from edgeredux.passes.onnx.fold import Fold
 from edgeredux.passes.onnx.fuse import Fuse
@@ -103,7 +103,7 @@ def test_int8_dynamic_leaves_a_tied_table_and_excluded_nodes(tmp_path: Path, con
 
 
 STEPS = [
-    *(Fold(), Fuse(), DeadChannels(), FixShapes(shapes={"batch": 1})),
+    *(Fold(), Fuse(), DeadStructure(), FixShapes(shapes={"batch": 1})),
     *(ClampMask(), Int8Dynamic(), QdqStatic()),
 ]
 
@@ -182,9 +182,9 @@ def dead_mlp(path: Path, **more: bool) -> Path:
     return mlp(path, w, v, **more)
 
 
-def test_dead_channels_cuts_constant_and_unread(tmp_path: Path, context: PassContext) -> None:
+def test_dead_structure_cuts_constant_and_unread(tmp_path: Path, context: PassContext) -> None:
     source, out = dead_mlp(tmp_path / "m.onnx"), tmp_path / "out.onnx"
-    change = DeadChannels().run(source, out, context)
+    change = DeadStructure().run(source, out, context)
     assert change.changed
     assert sum(change.details["cut"].values()) == 3
     sizes = sorted(tuple(item.dims) for item in onnx.load(out).graph.initializer if item.dims)
@@ -194,15 +194,15 @@ def test_dead_channels_cuts_constant_and_unread(tmp_path: Path, context: PassCon
     np.testing.assert_allclose(outputs(out, x=x)[0], outputs(source, x=x)[0], atol=1e-5)
 
 
-def test_dead_channels_keeps_what_somebody_sees(tmp_path: Path, context: PassContext) -> None:
+def test_dead_structure_keeps_what_somebody_sees(tmp_path: Path, context: PassContext) -> None:
     source = dead_mlp(tmp_path / "m.onnx", tap=True)
-    assert not DeadChannels().run(source, tmp_path / "out.onnx", context).changed
+    assert not DeadStructure().run(source, tmp_path / "out.onnx", context).changed
     w, v = np.ones((6, 10), np.float32), np.ones((10, 5), np.float32)
-    assert not DeadChannels().run(mlp(source, w, v), tmp_path / "out.onnx", context).changed
+    assert not DeadStructure().run(mlp(source, w, v), tmp_path / "out.onnx", context).changed
 
 
 @pytest.mark.parametrize("pads", [0, 1])
-def test_dead_channels_of_convolutions(tmp_path: Path, context: PassContext, pads: int) -> None:
+def test_dead_structure_of_convolutions(tmp_path: Path, context: PassContext, pads: int) -> None:
     w, v = RNG.normal(size=(4, 3, 3, 3)).astype(np.float32), RNG.normal(size=(2, 4, 3, 3)).astype(np.float32)
     b = np.array([1.0, 2.0, -3.0, 0.5], np.float32)
     w[[1, 2]] = 0  # Relu(2) is 2 in the middle and padding's 0 at the border; Relu(-3) is 0 everywhere
@@ -214,13 +214,13 @@ def test_dead_channels_of_convolutions(tmp_path: Path, context: PassContext, pad
     size = 8 if pads else 6
     kind = {"x": (TensorProto.FLOAT, [1, 3, 8, 8])}, {"y": (TensorProto.FLOAT, [1, 2, size, size])}
     source, out = save(tmp_path / "m.onnx", nodes, *kind, {"w": w, "b": b, "v": v}), tmp_path / "out.onnx"
-    change = DeadChannels().run(source, out, context)
+    change = DeadStructure().run(source, out, context)
     assert sum(change.details["cut"].values()) == (1 if pads else 2)
     x = RNG.normal(size=(1, 3, 8, 8)).astype(np.float32)
     np.testing.assert_allclose(outputs(out, x=x)[0], outputs(source, x=x)[0], atol=1e-4)
 
 
-def test_dead_channels_of_gemm_without_bias_and_a_shared_weight(tmp_path: Path, context: PassContext) -> None:
+def test_dead_structure_of_gemm_without_bias_and_a_shared_weight(tmp_path: Path, context: PassContext) -> None:
     w, v = RNG.normal(size=(8, 6)).astype(np.float32), RNG.normal(size=(8, 5)).astype(np.float32)
     w[4] = 0
     nodes = [
@@ -234,7 +234,7 @@ def test_dead_channels_of_gemm_without_bias_and_a_shared_weight(tmp_path: Path, 
         {"y": (TensorProto.FLOAT, ["n", 5]), "y2": (TensorProto.FLOAT, ["n", 5])},
     )
     source, out = save(tmp_path / "m.onnx", nodes, *kind, {"w": w, "v": v, "b": np.ones(8, np.float32)}), tmp_path / "o"
-    assert DeadChannels().run(source, out.with_suffix(".onnx"), context).changed
+    assert DeadStructure().run(source, out.with_suffix(".onnx"), context).changed
     feed = {"x": RNG.normal(size=(4, 6)).astype(np.float32), "z": RNG.normal(size=(4, 8)).astype(np.float32)}
     for found, wanted in zip(outputs(out.with_suffix(".onnx"), **feed), outputs(source, **feed), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-5)
@@ -386,7 +386,7 @@ def test_real_files_keep_their_function_or_say_why(tmp_path: Path, source: Path)
     (tmp_path / "scratch").mkdir()
     context = PassContext([feed], tmp_path / "log", tmp_path / "scratch")
     steps: list[tuple[str, Any]] = [
-        *(("fold", Fold()), ("fuse", Fuse()), ("dead_channels", DeadChannels()), ("clamp_mask", ClampMask())),
+        *(("fold", Fold()), ("fuse", Fuse()), ("dead_structure", DeadStructure()), ("clamp_mask", ClampMask())),
         *(("fix_shapes", FixShapes(shapes={"batch": 1})), ("int8_dynamic", Int8Dynamic())),
     ]
     artifact = Artifact.of(source, "m", "reduced")

@@ -15,7 +15,7 @@ from tiny_graphs import Array, clean, kinds, outputs, save
 from edgeredux.artifact import Artifact
 from edgeredux.errors import ArtifactError
 from edgeredux.passes.onnx import tile_cost
-from edgeredux.passes.onnx.dead_channels import DeadChannels
+from edgeredux.passes.onnx.dead_structure import DeadStructure
 from edgeredux.passes.onnx.int8_dynamic import Int8Dynamic
 from edgeredux.passes.onnx.residual_sum import ResidualSum
 from edgeredux.passes.onnx.tile import Tile
@@ -177,10 +177,10 @@ def test_hidden_channels_are_ordered_so_that_two_bands_read_slices(tmp_path: Pat
     same(source, out, x=RNG.normal(size=(5, 256)).astype(np.float32))
 
 
-def test_dead_channels_then_tiles_leave_less_than_the_tiles_alone(tmp_path: Path, context: PassContext) -> None:
+def test_dead_structure_then_tiles_leave_less_than_the_tiles_alone(tmp_path: Path, context: PassContext) -> None:
     source = feed_forward(tmp_path / "m.onnx", zeros=0.75)
     alone = Tile(minimum_gain=0).run(source, tmp_path / "a.onnx", context)
-    assert DeadChannels().run(source, tmp_path / "d.onnx", context).changed
+    assert DeadStructure().run(source, tmp_path / "d.onnx", context).changed
     both = Tile(minimum_gain=0).run(tmp_path / "d.onnx", tmp_path / "b.onnx", context)
     assert both.details["macs_after"] < alone.details["macs_after"]
     same(source, tmp_path / "b.onnx", x=RNG.normal(size=(5, 256)).astype(np.float32))
@@ -252,7 +252,7 @@ def test_weights_that_may_be_overridden_stay(tmp_path: Path, context: PassContex
 def test_the_pass_list_proves_it(tmp_path: Path, context: PassContext) -> None:
     source = feed_forward(tmp_path / "m.onnx")
     feeds = [{"x": RNG.normal(size=(n, 256)).astype(np.float32)} for n in (1, 3, 16)]
-    steps: list[tuple[str, Any]] = [("dead_channels", DeadChannels()), ("tile", Tile(minimum_gain=0))]
+    steps: list[tuple[str, Any]] = [("dead_structure", DeadStructure()), ("tile", Tile(minimum_gain=0))]
     made = rewrite(Artifact.of(source, "m", "reduced"), steps, context, feeds, tmp_path)
     assert [change.changed for change in made.history] == [True, True]
     assert made.history[-1].details["parity"]["passed"]

@@ -29,7 +29,7 @@ DENSE_BEST: Steps = (("fold", {}), ("gelu", {}), ("residual_sum", {}))
 def lowered(tokens: int, *, int8: bool) -> Steps:
     """The passes for a pruned model that is to run `tokens` positions."""
     tile = {"tokens": tokens, "int8": int8}
-    steps: list[tuple[str, dict[str, Any]]] = [("fold", {}), ("dead_channels", {}), ("gelu", {}), ("residual_sum", {})]
+    steps: list[tuple[str, dict[str, Any]]] = [("fold", {}), ("dead_structure", {}), ("gelu", {}), ("residual_sum", {})]
     return [*steps, ("tile", tile), *([("int8_dynamic", {})] if int8 else [])]
 
 

@@ -4,7 +4,6 @@ TABLE = {
     "fold": "edgeredux.passes.onnx.fold:Fold",
     "gelu": "edgeredux.passes.onnx.gelu:Gelu",
     "fuse": "edgeredux.passes.onnx.fuse:Fuse",
-    "dead_channels": "edgeredux.passes.onnx.dead_channels:DeadChannels",
     "dead_structure": "edgeredux.passes.onnx.dead_structure:DeadStructure",
     "tile": "edgeredux.passes.onnx.tile:Tile",
     "residual_sum": "edgeredux.passes.onnx.residual_sum:ResidualSum",

@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
 from edgeredux.passes.onnx import files
 
@@ -118,46 +117,3 @@ def _channelwise(node: ir.Node, touched: list[int], size: int, rank: int | None)
             return None
         found.append(index)
     return found
-
-
-def evaluate(found: Region, start: Array) -> list[Array]:
-    """What each reader reads in every channel where the producer's outputs are `start` [channels]."""
-    if not found.nodes:
-        return [start for _ in found.readers]
-    dims = [1, start.size, *[1] * ((found.rank or 2) - 2)]
-    entry = ir.val("entry", dtype=ir.DataType.FLOAT, shape=ir.Shape(dims))
-    values: dict[int, ir.Value] = {id(found.producer.outputs[0]): entry}
-    initializers: list[ir.Value] = []
-    nodes: list[ir.Node] = []
-    for node in found.nodes:
-        inputs: list[ir.Value | None] = []
-        for value in node.inputs:
-            if value is not None and id(value) not in values:
-                array = files.constant(value)
-                assert array is not None
-                made = ir.val(f"c{len(initializers)}", const_value=ir.tensor(array))
-                initializers.append(made)
-                values[id(value)] = made
-            inputs.append(None if value is None else values[id(value)])
-        copy = ir.node(node.op_type, inputs, dict(node.attributes))
-        copy.outputs[0].name = f"v{len(nodes)}"
-        copy.outputs[0].dtype = ir.DataType.FLOAT
-        values[id(node.outputs[0])] = copy.outputs[0]
-        nodes.append(copy)
-    graph_opsets = found.producer.graph.opset_imports if found.producer.graph is not None else {"": 20}
-    graph = ir.Graph(
-        [entry],
-        [node.outputs[0] for node in nodes],
-        nodes=nodes,
-        initializers=initializers,
-        opset_imports={"": graph_opsets.get("", 20)},
-        name="channels",
-    )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    content = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    made_values = session.run(None, {"entry": start.reshape(dims)})
-    by_value = {id(node.outputs[0]): array.reshape(-1) for node, array in zip(found.nodes, made_values, strict=True)}
-    by_value[id(found.producer.outputs[0])] = start
-    return [by_value[id(reader.inputs[0])] for reader in found.readers]

@@ -114,8 +114,8 @@ class Tile:
     inputs that lie in blocks are gathered block by block. Channels between two layers are first put in an order that
     makes two bands' inputs slices (tile_order.py); equal reads are shared. A layer is lowered where the cost model
     (tile_cost.py) expects at least `minimum_gain` at `tokens` positions and `threads` threads (default: the run's);
-    `int8` asks it about integer products, for files that int8_dynamic quantises next. Put dead_channels before: what no
-    band reads leaves the layer that makes it. Declines where no zeros lie in bands or none of them gains.
+    `int8` asks it about integer products, for files that int8_dynamic quantises next. Put dead_structure before: what
+    no band reads leaves the layer that makes it. Declines where no zeros lie in bands or none of them gains.
     """
 
     minimum_gain: float = Field(default=1.1, ge=0, le=100)

@@ -196,16 +196,21 @@ def _blurred(factors: Factors) -> list[int]:
 
 
 def agree_by_factors(
-    sides: Sequence[tuple[ir.Value, int, tuple[int, ...] | None]], sizes: Sequence[int | None], cause: str, state: State
+    sides: Sequence[tuple[ir.Value, int, tuple[int, ...] | None]],
+    sizes: Sequence[int | None],
+    cause: str,
+    state: State,
+    *,
+    whole: Sequence[int] = (),
 ) -> None:
     """Axes that share factors lose whole positions of a factor, and each the same.
 
     `sides`: value, axis, its factors in order (None: not known). A factor of dynamic size, or in an axis of dynamic
-    size, loses nothing.
+    size, loses nothing, nor do the factors `whole`.
     """
     allowed: dict[int, Flags] = {}
     for number, size in enumerate(sizes):
-        allowed[number] = np.ones(size or 1, bool) if size is not None else np.zeros(1, bool)
+        allowed[number] = np.full(size or 1, size is not None and number not in whole)
     cuts: list[tuple[Cut, tuple[int, ...]]] = []
     for value, axis, numbers in sides:
         cut = state.cut(value, axis)

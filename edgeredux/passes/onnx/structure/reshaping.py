@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeredux.passes.onnx.structure.factors import (
@@ -14,8 +15,8 @@ from edgeredux.passes.onnx.structure.factors import (
     common_factors,
     paired,
 )
-from edgeredux.passes.onnx.structure.facts import Flags, Known, needed_by
-from edgeredux.passes.onnx.structure.rule import Rule, label
+from edgeredux.passes.onnx.structure.facts import Flags, Known, flat_any, needed_by
+from edgeredux.passes.onnx.structure.rule import Rule, label, nothing
 from edgeredux.passes.onnx.structure.shape_entries import entries, write_entries
 from edgeredux.passes.onnx.structure.state import State
 
@@ -57,7 +58,7 @@ class Reshape(Reshaping):
         said = entries(node.inputs[1], state)
         for axis in range(len(state.dims(node.outputs[0]))):
             if said is None or len(said) <= axis or said[axis] is None:
-                state.pin(node.outputs[0], [axis], f"{label(node)} computes its shape")
+                _follow_source(node, axis, axis, state)
         super().agree(node, state)
 
     def rewrite(self, node: ir.Node, state: State) -> None:
@@ -78,6 +79,47 @@ class Reshape(Reshaping):
             wanted[axis] = cut.left
         if wanted:
             write_entries(node, 1, wanted, state)
+
+
+class DepthToSpace(Rule):
+    """Channels are places of a block times channels of the output; whole channels of the output go."""
+
+    def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
+        known, places = state.known(_given(node)), node.attributes.get_int("blocksize", 1) ** 2
+        known = known.same_along([0, 2, 3])
+        channels = state.dims(_given(node))[1]
+        if channels is None:
+            return [None]
+        last = not _column_row(node)
+        shape = (places, channels // places) if last else (channels // places, places)
+        wide = [np.broadcast_to(array.reshape(-1), (channels,)).reshape(shape) for array in (known.mask, known.values)]
+        same = Known(wide[0], wide[1]).same_along([0 if last else 1])
+        return [Known(same.mask.reshape(1, -1, 1, 1), same.values.reshape(1, -1, 1, 1))]
+
+    def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
+        channels, places = state.dims(_given(node))[1], node.attributes.get_int("blocksize", 1) ** 2
+        if channels is None:
+            return [None]
+        read = np.broadcast_to(flat_any(state.wanted(node.outputs[0]), 1), (channels // places,))
+        wide = np.repeat(read, places) if _column_row(node) else np.tile(read, places)
+        return [wide.reshape(1, -1, 1, 1)]
+
+    def agree(self, node: ir.Node, state: State) -> None:
+        value, out, name = _given(node), node.outputs[0], label(node)
+        for one in (value, out):
+            state.pin(one, [0, 2, 3], f"{name} needs all positions")
+        channels, places = state.dims(value)[1], node.attributes.get_int("blocksize", 1) ** 2
+        if channels is None:
+            state.pin(out, [1], f"{name} has channels of dynamic number")
+            return
+        numbers = (1, 0) if _column_row(node) else (0, 1)
+        sides = [(value, 1, numbers), (out, 1, (1,))]
+        agree_by_factors(sides, [places, channels // places], f"{name} needs all of a block", state, whole=[0])
+
+
+def _column_row(node: ir.Node) -> bool:
+    """Whether a channel of the output lies together in the input, as pixel shuffle has it."""
+    return node.attributes.get_string("mode", "DCR") == "CRD"
 
 
 class Expand(Rule):
@@ -103,7 +145,7 @@ class Expand(Rule):
             if size is None:
                 state.pin(out, [axis], f"{label(node)} has an axis of dynamic size there")
             elif said is None or (place >= 0 and said[place] is None):
-                state.pin(out, [axis], f"{label(node)} computes its shape")
+                _follow_source(node, axis, place, state)
             if size != 1 and axis >= lead:
                 state.tie(value, axis - lead, out, axis, f"{label(node)} has an axis of dynamic size there")
 
@@ -119,6 +161,43 @@ class Expand(Rule):
                 wanted[place] = cut.left
         if wanted:
             write_entries(node, 1, wanted, state)
+
+
+class Shape(Rule):
+    """Reads sizes, no elements. A size may change where all that reads it is the shape of a Reshape or an Expand."""
+
+    def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
+        return [nothing(len(state.dims(_given(node))))]
+
+    def agree(self, node: ir.Node, state: State) -> None:
+        value, out = _given(node), node.outputs[0]
+        fitting = all(use.node.op_type in ("Reshape", "Expand") and use.idx == 1 for use in out.uses())
+        axes = _axes(node, len(state.dims(value)))
+        read = np.broadcast_to(state.needed(out), (len(axes),))
+        if not fitting or out.is_graph_output():
+            state.pin(value, [axis for axis in axes if read[axis - axes.start]], f"{label(node)} reads the size")
+
+
+def _axes(node: ir.Node, rank: int) -> range:
+    """The axes whose sizes a Shape gives."""
+    start, stop, _ = slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", rank)).indices(rank)
+    return range(start, max(start, stop))
+
+
+def _follow_source(node: ir.Node, axis: int, place: int, state: State) -> None:
+    """An entry of a shape that is computed: where it is the size of another value's axis, both lose the same."""
+    said = node.inputs[1]
+    shape = None if said is None else said.producer()
+    out, cause = node.outputs[0], f"{label(node)} computes its shape"
+    if shape is None or shape.op_type != "Shape" or place < 0 or not isinstance(state.rule(shape), Shape):
+        state.pin(out, [axis], cause)
+        return
+    value = _given(shape)
+    axes = _axes(shape, len(state.dims(value)))
+    if place >= len(axes):
+        state.pin(out, [axis], cause)
+    elif state.cut(out, axis) is not None or state.cut(value, axes[place]) is not None:
+        state.tie(value, axes[place], out, axis, cause)
 
 
 def _given(node: ir.Node) -> ir.Value:

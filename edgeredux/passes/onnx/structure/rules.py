@@ -10,7 +10,7 @@ from edgeredux.passes.onnx.structure.convolutions import Convolution
 from edgeredux.passes.onnx.structure.mixing import Mixing, Reduction
 from edgeredux.passes.onnx.structure.moving import Concat, Gather, Pad, Slice, Split, Transpose
 from edgeredux.passes.onnx.structure.products import Gemm, Product
-from edgeredux.passes.onnx.structure.reshaping import Expand, Reshape, Reshaping
+from edgeredux.passes.onnx.structure.reshaping import DepthToSpace, Expand, Reshape, Reshaping, Shape
 from edgeredux.passes.onnx.structure.rule import Rule
 
 _POOLS = ("MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
@@ -34,6 +34,8 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("Flatten", "Squeeze", "Unsqueeze"), Reshaping()),
     "Reshape": Reshape(),
     "Expand": Expand(),
+    "Shape": Shape(),
+    "DepthToSpace": DepthToSpace(),
     "Transpose": Transpose(),
     "Slice": Slice(),
     "Pad": Pad(),
