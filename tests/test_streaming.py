@@ -20,6 +20,7 @@ from edgeredux import loading
 from edgeredux.errors import BundleError, EdgereduxError, ModelError
 from edgeredux.model import Model
 from edgeredux.pruning import layers as prunable
+from edgeredux.pruning.sparsegpt import inverse_factor
 from edgeredux.pruning.streamed import REPORT
 from edgeredux.pruning.streaming import prune_checkpoint
 from edgeredux.pruning.unstructured import Prune
@@ -371,3 +372,18 @@ def test_a_pickle_is_not_read(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="only safetensors"):
         stream(folder, tmp_path / "pruned", Prune(zeros=0.5))
+
+
+@pytest.mark.parametrize("width", [1, 7, 256, 300, 700])
+def test_the_factor_is_that_of_the_papers_three_steps(width: int) -> None:
+    """SparseGPT, algorithm 1: Cholesky(H^-1)^T, in float64; below, at and above the size where halving begins."""
+    inputs = torch.randn(2 * width + 3, width, generator=torch.Generator().manual_seed(0))
+    gram = inputs.T @ inputs
+    before = gram.clone()
+    h = gram.double() + 0.03 * gram.diagonal().double().mean() * torch.eye(width, dtype=torch.float64)
+    wanted = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+    found = inverse_factor(gram, 0.03)
+    # Float32 has 6e-8; the condition number of such Gram matrices is some 30.
+    assert float((found - wanted).norm() / wanted.norm()) < 2e-6
+    assert torch.equal(found, found.triu())
+    assert torch.equal(gram, before)
