@@ -119,7 +119,7 @@ def two_four(rng: np.random.Generator, outputs: int, inputs: int) -> Array:
 def network(path: Path, rng: np.random.Generator, *, broken: int = 0) -> Path:
     """MatMul, Gemm of both orders, a dense MatMul."""
     a, b, c = two_four(rng, 64, 32), two_four(rng, 64, 64), two_four(rng, 48, 64)
-    a[:broken, :3] = 1
+    a[:broken, :4] = 1, 1, 1, 0
     nodes = [
         helper.make_node("MatMul", ["x", "a"], ["p"], name="first"),
         helper.make_node("Gemm", ["p", "b"], ["q"], name="second", transB=1),
