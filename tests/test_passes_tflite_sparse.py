@@ -211,6 +211,9 @@ def test_layer_without_bias_and_shared_weight(tmp_path: Path, context: PassConte
     change = run(TfliteSparseWeights(), source, tmp_path / "out.tflite", context)
     assert change.changed, change.why
     assert len(change.details["weights"]) == 1
+    model = packing.load((tmp_path / "out.tflite").read_bytes(), "out")
+    named = [tensor.name for tensor in model.subgraphs[0].tensors]
+    assert len(set(named)) == len(named)  # quantisers ask for it
     assert kinds(tmp_path / "out.tflite") == {"FULLY_CONNECTED": 2, "RESHAPE": 2}
 
 
@@ -225,9 +228,10 @@ def test_weight_that_another_operator_reads_stays(tmp_path: Path, context: PassC
     assert change.why == "declined: 1 also read by ADD, which cannot read it sparse"
 
 
-def quantised(path: Path, columns: int, zero: int = 0, *, dynamic: bool = False, keep: float = 0.1) -> Path:
+def quantised(path: Path, columns: int, zero: int = 0, *, dynamic: bool = False, full_row: bool = False) -> Path:
     """One int8 layer of 64 rows with a scale a row; float in and out where `dynamic`."""
-    real = blocky(64, columns, 16, keep)
+    real = blocky(64, columns, 16, 0.1)
+    real[:full_row] = 1
     scale = np.maximum(np.abs(real).max(axis=1), 1e-6) / 127
     weight = np.rint(real / scale[:, None]).astype(np.int8)
     file = File()
@@ -258,10 +262,14 @@ def test_int8_in_blocks_of_sixteen(tmp_path: Path, context: PassContext, dynamic
     assert declined.why.startswith("declined: 1 the sparse kernel would gain less than 1.1x, and XNNPACK does not load")
 
 
-def test_rows_too_long_for_the_kernel_are_not_given_to_it(tmp_path: Path, context: PassContext) -> None:
-    """LiteRT numbers the blocks of a row in bytes here and overflows silently: 8192 columns are 512 blocks."""
-    source = quantised(tmp_path / "m.tflite", 8192, dynamic=True)
-    here = PassContext(feeds(8192), context.log, tmp_path)
+@pytest.mark.parametrize(("columns", "full_row"), [(8192, False), (4096, True)])
+def test_rows_too_long_for_the_kernel(tmp_path: Path, context: PassContext, columns: int, full_row: bool) -> None:
+    """LiteRT numbers and counts the blocks of a row in bytes here and overflows silently.
+
+    8192 columns are 512 blocks, and a row without zeros in 4096 columns has 256.
+    """
+    source = quantised(tmp_path / "m.tflite", columns, dynamic=True, full_row=full_row)
+    here = PassContext(feeds(columns), context.log, tmp_path)
     change = run(TfliteSparseWeights(minimum_gain=0), source, tmp_path / "out.tflite", here)
     assert not change.changed
     assert "numbers blocks in bytes" in change.why

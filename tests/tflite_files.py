@@ -66,11 +66,11 @@ class File:
 
     def dense(self, given: int, weight: Array, positions: int = 1, bias: bool = True) -> int:
         """y = relu(x w^T + b): a float layer."""
-        rows = weight.shape[0]
-        inputs = [given, self.tensor("w", list(weight.shape), weight)]
+        rows, number = weight.shape[0], len(self.graph.operators)
+        inputs = [given, self.tensor(f"w{number}", list(weight.shape), weight)]
         if bias:
-            inputs.append(self.tensor("b", [rows], np.linspace(-1, 1, rows).astype(np.float32)))
-        out = self.tensor("y", [positions, rows])
+            inputs.append(self.tensor(f"b{number}", [rows], np.linspace(-1, 1, rows).astype(np.float32)))
+        out = self.tensor(f"y{number}", [positions, rows])
         self.operator("FULLY_CONNECTED", "FullyConnectedOptions", inputs, out, fusedActivationFunction=1)
         return out
 

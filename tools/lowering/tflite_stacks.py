@@ -73,6 +73,7 @@ def measure_stack(stack: str, kind: str, zeros: float, positions: int, rounds: i
         "bytes_ideal": ideal,
         "over_ideal": round(sparse.stat().st_size / ideal, 4),
         "resolvers": details["resolvers"],
+        "expected_gain": round(float(np.median([item["expected_gain"] for item in details["weights"]])), 2),
         "by_rule": {name: by_rule(name, dense, folder, context) for name in ("xnnpack", "builtin")},
     }
     files = {

@@ -97,7 +97,7 @@ class TfliteInt8Static:
             else:
                 manager.add_static_config(".*", names[name], bits[width], 8, algorithm_key=algorithm)
         recipe = manager.get_quantization_recipe()
-        feeds = _fitting(source, context.calibration)
+        feeds = fitting(source, context.calibration)
         content = source.read_bytes()
         if self.activation == "int16" or "int16" in self.operators.values():
             content, _ = split_squares(content)
@@ -143,7 +143,7 @@ def _quantise(
     return Change(name, True, f"{weights} weights to integers", {**details, "weights": weights})
 
 
-def _fitting(source: Path, calibration: Sequence[Feed]) -> tuple[str, list[Feed]]:
+def fitting(source: Path, calibration: Sequence[Feed]) -> tuple[str, list[Feed]]:
     """The file's first signature and the calibration feeds as it takes them."""
     from ai_edge_litert.interpreter import Interpreter
 

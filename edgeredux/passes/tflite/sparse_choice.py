@@ -25,6 +25,7 @@ class Rules:
     minimum_saving: float
     expand: bool
     resolver: Resolver = "xnnpack"  # whose dense kernels the sparse ones have to beat
+    threads: int = 1  # that the file will be run with
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _choose(weight: Weight, rules: Rules, model_bytes: int) -> Choice:
         return Choice(weight, "dense", weight.refused)
     if not weight.values.size or weight.zeros == 0:
         return Choice(weight, "dense", "without zeros")
-    best, gain, why = _kernel(weight, model_bytes, rules.resolver)
+    best, gain, why = _kernel(weight, model_bytes, rules)
     if best is not None and gain is not None and gain >= rules.minimum_gain:
         return Choice(weight, "kernel", f"the sparse kernel is expected to take 1/{gain:.2f} of the time", best, gain)
     if best is not None and gain is not None:
@@ -83,12 +84,12 @@ def _choose(weight: Weight, rules: Rules, model_bytes: int) -> Choice:
     return Choice(weight, "expand", f"saves {saved:.0%} of its bytes; {why}", smallest, gain)
 
 
-def _kernel(weight: Weight, model_bytes: int, resolver: Resolver) -> tuple[Encoded | None, float | None, str]:
+def _kernel(weight: Weight, model_bytes: int, rules: Rules) -> tuple[Encoded | None, float | None, str]:
     """The encoding with the fastest kernel and its expected gain; or why there is none."""
     if weight.kind is None:
         return None, None, weight.no_kernel
     rows, columns = weight.values.shape
-    layer = sparse_cost.Layer(weight.kind, rows, columns, weight.positions, model_bytes)
+    layer = sparse_cost.Layer(weight.kind, rows, columns, weight.positions, model_bytes, rules.threads)
     found: list[tuple[float, Encoded]] = []
     why = f"no sparse kernel takes a width that is no multiple of {min(sparse_cost.blocks(weight.kind))}"
     for block in sparse_cost.blocks(weight.kind):
@@ -102,4 +103,4 @@ def _kernel(weight: Weight, model_bytes: int, resolver: Resolver) -> tuple[Encod
     if not found:
         return None, None, why
     expected, best = min(found, key=lambda item: item[0])
-    return best, layer.dense_us(resolver) / expected, ""
+    return best, layer.dense_us(rules.resolver) / expected, ""

@@ -34,6 +34,7 @@ _SPARSE: dict[tuple[Kind, int], tuple[float, ...]] = {
     ("int8", 16): (8.8, 9.5, 9.6, 9.6),
     ("int8-dynamic", 16): (10.5, 10.0, 10.0, 10.0),
 }
+_SHARED: frozenset[tuple[Kind, int]] = frozenset({("float", 4), ("int8-dynamic", 16)})
 # Of each row at each position, whatever it keeps.
 _ROW_US: dict[Kind, float] = {"float": 0.001, "int8": 0.004, "int8-dynamic": 0.006}
 _CALL_US = 0.2  # of handing over between the delegate's part and the built-in kernel
@@ -43,25 +44,30 @@ _STREAM = ((12 << 20, 0.043), (1 << 20, 0.12))
 
 @dataclass(frozen=True)
 class Layer:
-    """A fully-connected layer as it is run: `positions` rows of input, and all weights of the model around it."""
+    """A fully-connected layer as it is run: `positions` rows of input, and all weights of the model around it.
+
+    Threads share a dense layer; of the sparse kernels only those in `_SHARED` do it, a position each at least.
+    """
 
     kind: Kind
     rows: int
     columns: int
     positions: int
     model_bytes: int  # of the weights of the whole dense model, which pass through the cache at each inference
+    threads: int = 1
 
     def dense_us(self, resolver: Resolver) -> float:
         """Expected microseconds with the dense weight."""
         size = self.rows * self.columns * (4 if self.kind == "float" else 1)
         rate = _at(_DENSE[resolver, self.kind], self.positions)
-        return max(self.rows * self.columns * self.positions / 1e3 / rate, self._stream_us(size))
+        return max(self.rows * self.columns * self.positions / 1e3 / rate, self._stream_us(size)) / self.threads
 
     def sparse_us(self, block: int, kept: int, size_bytes: int) -> float:
         """Expected microseconds with `kept` numbers stored in 1 x `block` blocks of `size_bytes` in all."""
         work = kept * self.positions / 1e3 / _at(_SPARSE[self.kind, block], self.positions)
         rows = self.rows * self.positions * _ROW_US[self.kind]
-        return max(work, self._stream_us(size_bytes)) + rows + _CALL_US
+        shared = min(self.threads, self.positions) if (self.kind, block) in _SHARED else 1
+        return (max(work, self._stream_us(size_bytes)) + rows) / shared + _CALL_US
 
     def _stream_us(self, size_bytes: int) -> float:
         rate = next((rate for cache, rate in _STREAM if self.model_bytes > cache), None)

@@ -234,15 +234,16 @@ def guard(model: Any, place: tuple[int, Any]) -> None:
     inputs = _list(operator.inputs)
     weight, given = graph.tensors[inputs[1]], graph.tensors[inputs[0]]
     rows = int(_list(weight.shape)[0])
+    name = graph.tensors[_list(operator.outputs)[0]].name or b""  # names made from it are as unique as it is
     if len(inputs) < 3 or inputs[2] < 0:
-        inputs = [*inputs[:2], _zeros(model, graph, weight, given, rows)]
+        inputs = [*inputs[:2], _zeros(model, graph, weight, given, rows, name)]
     bias = graph.tensors[inputs[2]]
     computed = copy.copy(bias)
-    computed.name, computed.buffer = (bias.name or b"") + b";computed", 0
+    computed.name, computed.buffer = name + b";bias", 0
     graph.tensors.append(computed)
     result = len(graph.tensors) - 1
     shape = schema.TensorT()
-    shape.name, shape.shape, shape.type = b"shape", np.array([1], np.int32), _TYPES.INT32
+    shape.name, shape.shape, shape.type = name + b";bias;shape", np.array([1], np.int32), _TYPES.INT32
     shape.buffer = _constant(model, np.array([rows], np.int32))
     graph.tensors.append(shape)
     made = _operator(model, "RESHAPE", "ReshapeOptions", [inputs[2], len(graph.tensors) - 1], result)
@@ -251,10 +252,10 @@ def guard(model: Any, place: tuple[int, Any]) -> None:
     operator.inputs = [inputs[0], inputs[1], result]
 
 
-def _zeros(model: Any, graph: Any, weight: Any, given: Any, rows: int) -> int:
+def _zeros(model: Any, graph: Any, weight: Any, given: Any, rows: int, name: bytes) -> int:
     """A bias of zeros, of the type and scale that the operator wants."""
     made = schema.TensorT()
-    made.name, made.shape, made.type = b"bias", np.array([rows], np.int32), _TYPES.FLOAT32
+    made.name, made.shape, made.type = name + b";zeros", np.array([rows], np.int32), _TYPES.FLOAT32
     values = np.zeros(rows, np.float32)
     if given.type == _TYPES.INT8:
         made.type, values = _TYPES.INT32, np.zeros(rows, np.int32)

@@ -31,10 +31,10 @@ class TfliteSparseWeights:
             y = FULLY_CONNECTED(x, DENSIFY(w sparse), b)  where only bytes are won (`expand`), convolutions likewise
 
     float32 in rows or in blocks of 1 x 4, int8 in blocks of 1 x 16, whichever is faster by measured rates
-    (sparse_cost.py); `resolver`, the target's, says which dense kernels they have to beat. A default delegate reads a
-    sparse weight as a dense one; it leaves the operator alone when its bias is computed at run time, and that is what
-    the RESHAPE, to the shape it has, is for. An operator that stands without this guard in the given file gets it. The
-    file loses all buffers that nothing reads.
+    (sparse_cost.py); `resolver`, the target's, says which dense kernels they have to beat, with the recipe's threads. A
+    default delegate reads a sparse weight as a dense one; it leaves the operator alone when its bias is computed at run
+    time, and that is what the RESHAPE, to the shape it has, is for. An operator that stands without this guard in the
+    given file gets it. The file loses all buffers that nothing reads.
 
     Before it is written it is run under all four resolvers with 1, 2 and 4 threads, and declined if one disagrees with
     the given file (float: 1e-4 of the largest output; integers: cosine 0.999). `expand` pays from `minimum_saving`, as
@@ -56,7 +56,7 @@ class TfliteSparseWeights:
         content = source.read_bytes()
         model = packing.load(content, source.name)
         weights = sparse_graph.weights(model, source.name)
-        rules = sparse_choice.Rules(self.minimum_gain, self.minimum_saving, self.expand, self.resolver)
+        rules = sparse_choice.Rules(self.minimum_gain, self.minimum_saving, self.expand, self.resolver, context.threads)
         choices = sparse_choice.choose(weights, rules)
         told: dict[str, Any] = {"weights": [choice.to_json() for choice in choices]}
         unguarded = sparse_graph.unguarded(model)
