@@ -16,6 +16,7 @@ RECIPE = """
 edgeredux: 1
 name: sparse
 model: {model}
+threads: 1
 data: {{source: python-docs, calibration: 8, evaluation: 16}}
 artifacts:
   plain: {{format: tflite}}
