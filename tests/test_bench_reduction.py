@@ -16,7 +16,7 @@ from tiny_models import tiny_bert, tiny_llama
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from recoveries import judged, texts
-from reduction import cases, costs, decoders, pruned, references, stsb, tables
+from reduction import cases, costs, decoders, pruned, references, searches, stsb, tables
 
 from edgeredux import recipe as recipes
 from edgeredux.pruning.layers import layers
@@ -67,6 +67,20 @@ def test_references_are_the_whole_table() -> None:
     assert {(row.zeros, row.pattern) for row in references.REFERENCES} == {
         (case.zeros, case.pattern) for case in cases.REFERENCE
     }
+
+
+def test_a_search_is_reported_as_it_ended() -> None:
+    class Judge:
+        def score(self, model: object) -> stsb.Quality:
+            return stsb.Quality(0.5, 0.25, 0.0, 0.0)
+
+    dense = tiny_bert()
+    rows = list(searches.measure(dense, [*feeds(), *feeds()], 1, Judge(), quick=True))  # type: ignore[arg-type]
+    assert [row["allocation"] for row in rows] == ["uniform", "sensitivity"]
+    for row in rows:
+        assert row["held_out_cosine"] == dict(row["tried"])[row["taken"]] >= searches.LIMIT
+        assert row["exact_zeros"] == pytest.approx(row["taken"], abs=0.06)  # whole columns of 16 inputs
+        assert "0.5000 / 0.250" in searches.text(row)
 
 
 def test_zeros_are_counted_and_a_broken_group_is_found() -> None:
