@@ -131,6 +131,28 @@ def test_what_would_overflow_stays_float32(tmp_path: Path, context: PassContext)
     assert (blind.details["largest"], blind.details["beyond"]) == (None, [])
 
 
+def test_what_the_file_says_of_inner_types_is_not_kept(tmp_path: Path, context: PassContext) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Resize", ["r", "roi", "factors"], ["z"], name="resize"),
+        helper.make_node("Mul", ["z", "w"], ["y"]),
+    ]
+    weights = {
+        "roi": np.zeros(0, np.float32),
+        "factors": np.array([1, 1, 2, 2], np.float32),
+        "w": np.ones(4, np.float32),
+    }
+    shapes = {"x": (FLOAT, [1, 1, 2, 2])}, {"y": (FLOAT, [1, 1, 4, 4])}
+    source = save(tmp_path / "m.onnx", nodes, *shapes, weights)
+    model = onnx.load(source)
+    model = onnx.shape_inference.infer_shapes(model)
+    model.graph.value_info.append(helper.make_tensor_value_info("factors", FLOAT, [4]))
+    onnx.save(model, source)
+    given = {"x": np.ones((1, 1, 2, 2), np.float32)}
+    made = rewrite(Artifact.of(source, "m", "reduced"), [("fp16", Fp16())], context, [given], tmp_path)
+    assert made.history[0].changed, made.history[0].why
+
+
 def test_a_clean_graph_and_bad_input(tmp_path: Path, context: PassContext) -> None:
     out = tmp_path / "out.onnx"
     assert "no constant" in Fp16().run(clean(tmp_path / "m.onnx"), out, context).why

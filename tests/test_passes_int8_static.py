@@ -91,6 +91,19 @@ def test_what_bears_it_is_quantised_by_channel(tmp_path: Path, context: PassCont
     assert cosine(outputs(out, **feeds[0])[0], outputs(source, **feeds[0])[0]) > 0.999
 
 
+def test_an_old_opset_is_raised_for_scales_by_channel(
+    tmp_path: Path, context: PassContext, rng: np.random.Generator
+) -> None:
+    source, feeds = layers(tmp_path / "m.onnx", rng, 1), normal(rng)
+    old = onnx.load(source)
+    old.opset_import[0].version, old.ir_version = 11, 6
+    onnx.save(old, source)
+    change = Int8Static().run(source, tmp_path / "out.onnx", given(context, feeds))
+    assert change.changed, change.why
+    assert onnx.load(tmp_path / "out.onnx").opset_import[0].version == 13
+    assert cosine(outputs(tmp_path / "out.onnx", **feeds[0])[0], outputs(source, **feeds[0])[0]) > 0.999
+
+
 @pytest.mark.parametrize("how", ["float", "uint16"])
 def test_the_search_restores_what_spoils_the_outputs(
     tmp_path: Path, context: PassContext, rng: np.random.Generator, how: Any

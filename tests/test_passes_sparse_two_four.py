@@ -158,6 +158,18 @@ def test_a_broken_pattern_is_refused(tmp_path: Path, context: PassContext, rng: 
     assert TwoFour(require=("first", "third")).run(whole, tmp_path / "o.onnx", context).changed
 
 
+def test_many_scattered_zeros_are_no_broken_pattern(
+    tmp_path: Path, context: PassContext, rng: np.random.Generator
+) -> None:
+    w = rng.normal(size=(400, 64)).astype(np.float32)
+    w[rng.random(w.shape) < 0.83] = 0  # nearly every group keeps two or fewer, by chance
+    node = [helper.make_node("MatMul", ["x", "w"], ["y"], name="layer")]
+    source = save(tmp_path / "m.onnx", node, {"x": (FLOAT, ["n", 400])}, {"y": (FLOAT, ["n", 64])}, {"w": w})
+    change = TwoFour().run(source, tmp_path / "out.onnx", context)
+    assert "no weight is 2:4" in change.why
+    assert change.details["broken"] == {}
+
+
 QUANTISED = [
     (Int8Static(cosine=0), "Q/DQ pair"),
     (Int8Dynamic(), "quantises while running"),

@@ -89,6 +89,7 @@ class Fp16:
             return Change("fp16", False, one_line(f"declined: ONNX Runtime cannot convert it: {problem}", 300))
         common.TopologicalSortPass()(made)
         _straighten(made)
+        _forget_types(made)
         kept = zeros.check(before, made, "fp16")
         left = sorted({node.op_type for node in made.graph.all_nodes() if node.op_type in blocked})
         files.write(made, out)
@@ -108,6 +109,8 @@ class Fp16:
         absent = set(self.float_operators) - {node.op_type for node in model.graph.all_nodes()}
         if absent:
             return f"float_operators names {min(absent)!r}, which this graph does not have"
+        if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.all_nodes()):
+            return "the graph is quantised already, and the scales of its Q/DQ pairs are float32"
         if not any(value.dtype == np.float32 for value in _floats(model)):
             return "no constant of this graph is float32"
         return None
@@ -150,6 +153,18 @@ def _straighten(model: ir.Model) -> None:
             if inner.graph is graph and not node.outputs[0].is_graph_output():
                 ir.convenience.replace_all_uses_with(node.outputs[0], inner.inputs[0])
     common.RemoveUnusedNodesPass()(model)
+
+
+def _forget_types(model: ir.Model) -> None:
+    """Drop what the file said of the types of inner values: the converter leaves some float32 that are float16 now."""
+    for graph in files.graphs(model):
+        for node in graph:
+            for value in node.outputs:
+                if not value.is_graph_output():
+                    value.type, value.shape = None, None
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.dtype = value.const_value.dtype
 
 
 def _saturated(model: ir.Model) -> int:

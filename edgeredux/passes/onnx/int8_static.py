@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx
+import onnx.version_converter
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxruntime.quantization import QuantType, quantize_static
@@ -27,6 +29,7 @@ from edgeredux.seams import Feed, PassContext, Tolerance
 _TYPES = {"uint8": QuantType.QUInt8, "uint16": QuantType.QUInt16}
 _MASK_FLOOR = -40.0
 _ROW_NODES = ("_row_int8", "_row_scale", "_row_cast", "_row")  # what Int8Rows names its own: integers already
+_CHANNELS_OPSET = 13  # DequantizeLinear got its axis
 _HELD = 8  # feeds at most that errors are measured on
 
 
@@ -69,6 +72,12 @@ class Int8Static:
         after on `held` feeds, `calibrated` feeds, `masks`, `zeros`. Raises ArtifactError, DataError.
         """
         model = files.read(source)
+        if self.per_channel and model.opset_imports.get("", 0) < _CHANNELS_OPSET:
+            try:
+                model = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), _CHANNELS_OPSET))
+            except Exception as failure:  # the converter and protobuf raise their own
+                why = f"opset {_CHANNELS_OPSET} brought a scale a channel, and ONNX cannot convert it: {failure}"
+                return Change("int8_static", False, one_line(f"declined: {why}", 300))
         common.NameFixPass()(model)
         masks = ClampMasks(_MASK_FLOOR)
         masks(model)

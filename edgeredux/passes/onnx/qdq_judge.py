@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from edgeredux.errors import one_line
 from edgeredux.parity import compare
 from edgeredux.passes.onnx import files
 from edgeredux.passes.onnx.qdq_pairs import SWITCHES, Restored, constants, probe, restore
@@ -51,7 +52,10 @@ class Judge:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        try:
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as problem:  # ONNX Runtime raises its own kinds
+            raise RuntimeError(one_line(f"its file does not load: {problem}", 200)) from problem
 
     def _outputs(self, session: onnxruntime.InferenceSession, more: Feed) -> list[Feed]:
         names = [item.name for item in session.get_outputs()]

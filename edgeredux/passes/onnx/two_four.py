@@ -19,7 +19,7 @@ from edgeredux.passes.onnx.two_four_weights import Weight, weights
 from edgeredux.seams import PassContext, Tolerance
 
 KEY = "edgeredux.two_four"  # of the metadata of the model and of each marked node
-_NEARLY = 0.95  # a weight with so many whole groups was 2:4, and something broke it
+_NEARLY = 0.95  # a weight with so many whole groups, most of which keep just two, was 2:4, and something broke it
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -56,8 +56,8 @@ class TwoFour:
         whole = [weight for weight in found if 0 < counted[weight.name][0] == counted[weight.name][1]]
         broken = {
             name: {"groups": groups, "whole": kept}
-            for name, (groups, kept) in counted.items()
-            if groups and _NEARLY <= kept / groups < 1
+            for name, (groups, kept, pairs) in counted.items()
+            if groups and _NEARLY <= kept / groups < 1 and 2 * pairs >= groups
         }
         marked = {
             weight.name: {"axis": weight.axis, "groups": counted[weight.name][0], "zeros": weight.zeros}
@@ -65,7 +65,7 @@ class TwoFour:
         }
         others = {
             name: {"groups": groups, "whole": kept}
-            for name, (groups, kept) in counted.items()
+            for name, (groups, kept, _) in counted.items()
             if name not in marked and name not in broken
         }
         warnings = [f"{weight.name}: {risk}" for weight in whole for risk in weight.risks]
@@ -81,7 +81,7 @@ class TwoFour:
         return Change("two_four", True, why, details)
 
     def _problem(
-        self, model: ir.Model, marked: dict[str, Any], broken: dict[str, Any], counted: dict[str, tuple[int, int]]
+        self, model: ir.Model, marked: dict[str, Any], broken: dict[str, Any], counted: dict[str, tuple[int, int, int]]
     ) -> str | None:
         unknown = set(self.require) - {str(node.name) for node in model.graph.all_nodes()}
         if unknown:
@@ -92,21 +92,21 @@ class TwoFour:
             return f"{len(broken)} weights are 2:4 no longer; {name}: {gone} of {said['groups']} groups keep 3 or 4"
         absent = [name for name in self.require if name not in marked]
         if absent:
-            groups, kept = counted.get(absent[0], (0, 0))
+            groups, kept, _ = counted.get(absent[0], (0, 0, 0))
             return f"{absent[0]} is required to be 2:4: {kept} of {groups} groups are"
         if not marked:
             nearest = max(counted.items(), key=lambda item: item[1][1] / (item[1][0] or 1), default=None)
             if nearest is None:
                 return "no operator has a constant weight"
-            name, (groups, kept) = nearest
+            name, (groups, kept, _) = nearest
             return f"no weight is 2:4; the nearest, {name}, has {kept} of {groups} groups"
         return None
 
 
-def _count(weight: Weight) -> tuple[int, int]:
-    """Groups of four neighbouring inputs, and how many of them keep at most two; (0, 0) where inputs are no groups."""
+def _count(weight: Weight) -> tuple[int, int, int]:
+    """Groups of four neighbouring inputs, how many keep at most two, how many just two; zeros where none can be."""
     inputs = weight.kept.shape[weight.axis]
     if inputs % 4 or not weight.kept.size:
-        return 0, 0
+        return 0, 0, 0
     groups = np.moveaxis(weight.kept, weight.axis, -1).reshape(-1, 4).sum(axis=1)
-    return len(groups), int((groups <= 2).sum())
+    return len(groups), int((groups <= 2).sum()), int((groups == 2).sum())
