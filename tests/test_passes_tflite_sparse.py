@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgeredux import delegates, isolated  # noqa: E402
 from edgeredux.errors import ArtifactError, DataError  # noqa: E402
 from edgeredux.execute import execute  # noqa: E402
 from edgeredux.passes.tflite import packing, sparse_graph  # noqa: E402
+from edgeredux.passes.tflite.sparse_cost import Layer  # noqa: E402
 from edgeredux.passes.tflite.sparse_encoding import encode, expand, parameters  # noqa: E402
 from edgeredux.passes.tflite.sparse_weights import TfliteSparseWeights  # noqa: E402
 from edgeredux.resolvers import RESOLVERS, agree_everywhere  # noqa: E402
@@ -391,3 +393,37 @@ def test_nothing_is_written_without_inputs_to_prove_it_on(tmp_path: Path, contex
     with pytest.raises(DataError, match="no inputs"):
         run(TfliteSparseWeights(), mlp(tmp_path / "m.tflite"), tmp_path / "out.tflite", here)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "m.tflite"]
+
+
+def test_expected_gains_against_committed_readings() -> None:
+    """tools/bench_tflite's stacks in blocks: the rule is within a factor of 2, and slows no stack down that it takes."""
+    path = Path(__file__).parents[1] / "docs" / "results" / "bench-tflite.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    compared = 0
+    for row in rows:
+        if row["by_rule"]["xnnpack"]["kernel"]:
+            assert row["gain"]["xnnpack"] >= 1, row["stack"]
+        if "x" not in row["pattern"]:
+            continue
+        columns, inner = (int(size) for size in reversed(row["stack"].split("x")))
+        itemsize, block = 4 if row["kind"] == "float" else 1, int(row["pattern"].split("x")[1])
+        count = columns * inner
+        dense = sparse = 0.0
+        for layer in range(row["layers"]):
+            size = (inner, columns) if layer % 2 == 0 else (columns, inner)
+            shape = Layer(row["kind"], *size, row["positions"], row["layers"] * count * itemsize)
+            kept = round(count * (1 - row["zeros"]))
+            dense += shape.dense_us("xnnpack")
+            sparse += shape.sparse_us(block, kept, kept * itemsize + kept // block)
+        assert 0.5 < dense / sparse / row["gain"]["xnnpack"] < 2, (row["stack"], row["kind"], row["zeros"])
+        compared += 1
+    assert compared >= 24
+
+
+def test_threads_share_what_the_kernels_let_them_share() -> None:
+    """At one position two threads halve the dense layer and leave the sparse one as it is."""
+    one, two = (Layer("float", 1024, 1024, 1, 1 << 25, threads) for threads in (1, 2))
+    assert two.dense_us("xnnpack") == pytest.approx(one.dense_us("xnnpack") / 2)
+    assert two.sparse_us(4, 10_000, 50_000) == one.sparse_us(4, 10_000, 50_000)
+    many, shared = (Layer("float", 1024, 1024, 16, 1 << 25, threads) for threads in (1, 2))
+    assert shared.sparse_us(4, 10_000, 50_000) == pytest.approx(many.sparse_us(4, 10_000, 50_000) / 2, rel=0.1)

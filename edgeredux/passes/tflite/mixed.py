@@ -25,6 +25,7 @@ Level = Literal["int4-dynamic", "int8-dynamic", "int8", "int16", "float"]
 _STATIC = {"int8": 8, "int16": 16}  # bits of activations; weights have 8
 _DYNAMIC = {"int4-dynamic": 4, "int8-dynamic": 8}  # bits of weights; activations are quantised while running
 _FEEDS = 8
+_TABLES = ("EMBEDDING_LOOKUP",)
 _WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE", "EMBEDDING_LOOKUP", "BATCH_MATMUL")
 
 
@@ -122,16 +123,19 @@ class _Work:
         from ai_edge_quantizer import algorithm_manager, qtyping, quantizer, recipe_manager
 
         kinds = {item.value: item for item in qtyping.TFLOperationName}
+        none = algorithm_manager.AlgorithmName.NO_QUANTIZE
         manager = recipe_manager.RecipeManager()
         for part, level in levels.items():
+            chosen = self.levels[level]
             for kind, scope in self.parts[part]:
-                chosen = self.levels[level]
-                if chosen in _DYNAMIC:
-                    manager.add_dynamic_config(scope, kinds[kind], _DYNAMIC[chosen])
-                elif chosen in _STATIC:
-                    manager.add_static_config(scope, kinds[kind], _STATIC[chosen], 8)
+                if chosen in _STATIC and kind not in _TABLES:
+                    try:
+                        manager.add_static_config(scope, kinds[kind], _STATIC[chosen], 8)
+                    except ValueError:  # this kind has no form of these bits: it stays float
+                        manager.add_quantization_config(scope, kinds[kind], algorithm_key=none)
+                elif chosen != "float":  # a table's rows come out in float whatever the rest is
+                    manager.add_dynamic_config(scope, kinds[kind], _DYNAMIC.get(chosen, 8))
                 else:
-                    none = algorithm_manager.AlgorithmName.NO_QUANTIZE
                     manager.add_quantization_config(scope, kinds[kind], algorithm_key=none)
         recipe = manager.get_quantization_recipe()
         work = quantizer.Quantizer(bytearray(self.content), recipe)

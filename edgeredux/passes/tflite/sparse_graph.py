@@ -240,6 +240,8 @@ def guard(model: Any, place: tuple[int, Any]) -> None:
     bias = graph.tensors[inputs[2]]
     computed = copy.copy(bias)
     computed.name, computed.buffer = name + b";bias", 0
+    if bias.quantization is not None and np.size(bias.quantization.scale) > 1:
+        computed.quantization = None  # kernels with a scale a row do not read those of the bias
     graph.tensors.append(computed)
     result = len(graph.tensors) - 1
     shape = schema.TensorT()
