@@ -344,6 +344,20 @@ def test_qdq_static_quantises_by_channel(tmp_path: Path, context: PassContext) -
     assert not again.changed
 
 
+def test_qdq_static_takes_the_ranges_it_is_asked_for(tmp_path: Path, context: PassContext) -> None:
+    feeds = masked(8)
+    context = dataclasses.replace(context, calibration=feeds)
+    FixShapes(shapes={"batch": 1, "sequence": 6}).run(attention(tmp_path / "m.onnx", -40), tmp_path / "f.onnx", context)
+    scales = {}
+    for method in ("minmax", "entropy", "percentile"):
+        assert QdqStatic(method=method).run(tmp_path / "f.onnx", tmp_path / f"{method}.onnx", context).changed
+        found = onnx.load(tmp_path / f"{method}.onnx").graph.initializer
+        scales[method] = {i.name: float(numpy_helper.to_array(i).max()) for i in found if i.name.endswith("_scale")}
+    for method in ("entropy", "percentile"):  # ONNX Runtime's own entropy search has one candidate, the whole range
+        assert scales[method] != scales["minmax"]
+        assert all(value <= scales["minmax"][name] * 1.001 for name, value in scales[method].items())
+
+
 def test_fuse_finds_the_residual_norm(tmp_path: Path, context: PassContext) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["m"]),

@@ -48,6 +48,7 @@ CASES: dict[str, tuple[str, Steps]] = {
     "80 %, sparse_initializer": ("unstructured 0.8", [("fold", {}), ("sparse_initializer", {})]),
     "half, int8_dynamic": ("unstructured 0.5", [("fold", {}), ("int8_dynamic", {})]),
     "half, int4_weights gptq": ("unstructured 0.5", [("fold", {}), _GPTQ]),
+    "half in tiles, float32": ("tile:2x16 0.5", [("fold", {}), ("dead_structure", {}), ("tile", {})]),
     "half in tiles, int8_dynamic": (
         "tile:2x16 0.5",
         [("fold", {}), ("dead_structure", {}), ("tile", {"int8": True}), ("int8_dynamic", {})],
@@ -71,7 +72,7 @@ class Bench:
         self.calibration = [self.dense.encode(texts[place : place + 8]) for place in range(0, 128, 8)]
         self.pairs = stsb.read(data / "data-stsb" / "stsb-en-dev.csv")[:pairs]
         self.files: dict[str, Path] = {}
-        self.reference = self._embed(self._export(""))
+        self.floats: dict[str, np.ndarray[Any, Any]] = {}
 
     def row(self, case: str) -> dict[str, Any]:
         """One row: bytes, packed bytes, cosine, Spearman, zeros, seconds, and what each pass said."""
@@ -85,7 +86,8 @@ class Bench:
         made = rewrite(Artifact.of(base, "m", "reduced"), passes, context, self.calibration[:3], place)
         seconds = time.monotonic() - started
         vectors = self._embed(made.path)
-        cosines = (vectors * self.reference).sum(axis=1)
+        cosines = (vectors * self._reference("")).sum(axis=1)
+        own = (vectors * self._reference(pruning)).sum(axis=1)
         shipped = packed.pack(made.path, place / "shipped.erpack")
         zeros = [change.details["zeros"] for change in made.history if change.details.get("zeros")]
         last = made.history[-1]
@@ -95,13 +97,21 @@ class Bench:
             "zstd_bytes": shipped["zstd_bytes"],
             "packed_bytes": shipped["packed_bytes"],
             "cosine": float(cosines.mean()),
+            "cosine_to_own_float": float(own.mean()),
             "worst_cosine": float(cosines.min()),
             "spearman": self._spearman(vectors),
             "zeros": {"before": zeros[-1]["before"], "after": zeros[-1]["after"]} if zeros else None,
+            "rolled_back": [c.why for c in made.history if c.details.get("rolled_back")],
             "restored": len(last.details.get("restored", ())),
             "seconds": round(seconds, 1),
             "passes": [{"pass": c.step, "changed": c.changed, "why": c.why} for c in made.history],
         }
+
+    def _reference(self, pruning: str) -> np.ndarray[Any, Any]:
+        """Embeddings of the float file that was pruned so, taken once."""
+        if pruning not in self.floats:
+            self.floats[pruning] = self._embed(self._export(pruning))
+        return self.floats[pruning]
 
     def _export(self, pruning: str) -> Path:
         if pruning not in self.files:
@@ -142,8 +152,11 @@ class Bench:
 
 def line(case: str, row: dict[str, Any]) -> str:
     """A row of the table in Markdown."""
+    if row["rolled_back"]:
+        return f"| {case} | {row['rolled_back'][0]} |"
     zeros = f"{row['zeros']['before']:,} to {row['zeros']['after']:,}" if row["zeros"] else ""
     return (
         f"| {case} | {row['bytes'] / 1e6:.1f} | {row['share']:.3f} | {row['packed_bytes'] / 1e6:.1f} | "
-        f"{row['cosine']:.4f} | {100 * row['spearman']:.2f} | {zeros} |"
+        f"{row['cosine']:.4f} | "
+        f"{row['cosine_to_own_float']:.4f} | {100 * row['spearman']:.2f} | {zeros} |"
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxruntime.quantization import QuantType, quantize
+from onnxruntime.quantization import QuantType, quantize_static
 from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config, qnn_preprocess_model
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -20,6 +20,7 @@ from edgeredux.passes.onnx import calibration, files, zeros
 from edgeredux.seams import PassContext, Tolerance
 
 _TYPES = {"uint8": QuantType.QUInt8, "uint16": QuantType.QUInt16, "int8": QuantType.QInt8}
+_PERCENTILE = 99.999  # ONNX Runtime's default
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -76,7 +77,23 @@ class QdqStatic:
                     nodes_to_exclude=list(self.exclude) or None,
                 )
                 config.op_types_to_quantize = sorted(config.op_types_to_quantize)  # it comes from a set
-                quantize(prepared, made, config)
+                ranges = made.with_name("ranges.json")
+                operators = config.op_types_to_quantize
+                calibration.write_ranges(prepared, feeds, self.method, _PERCENTILE, operators, ranges)
+                quantize_static(
+                    prepared,
+                    made,
+                    calibration_cache_path=ranges,
+                    calibrate_method=config.calibrate_method,
+                    quant_format=config.quant_format,
+                    activation_type=config.activation_type,
+                    weight_type=config.weight_type,
+                    op_types_to_quantize=operators,
+                    nodes_to_exclude=config.nodes_to_exclude,
+                    per_channel=config.per_channel,
+                    use_external_data_format=config.use_external_data_format,
+                    extra_options=config.extra_options,
+                )
                 quantised = files.read(made)
                 pairs = sum(node.op_type == "QuantizeLinear" for node in quantised.graph.all_nodes())
                 if pairs:
