@@ -12,6 +12,7 @@ import yaml
 
 from edgeredux import bundle
 from edgeredux.artifact import Artifact, change_from_json
+from edgeredux.decoding import with_past
 from edgeredux.environment import describe
 from edgeredux.errors import BundleError
 from edgeredux.export_stage import Exported
@@ -116,7 +117,7 @@ def publish(
     for name, path in files.items():
         bundle.place(path, fresh / name)
     if exported is not None:
-        _write_samples(plan, reduced.feeder, fresh / "samples")
+        _write_samples(plan, reduced.feeder, exported, fresh / "samples")
     text = yaml.safe_dump(plan.recipe.to_json(), sort_keys=False, allow_unicode=True)
     (fresh / "recipe.yaml").write_text(text, encoding="utf-8")
     if found.stage == "profiled":
@@ -154,7 +155,7 @@ def publish(
     bundle.publish(fresh, out)
 
 
-def _write_samples(plan: Plan, feeder: Feeder, folder: Path) -> None:
+def _write_samples(plan: Plan, feeder: Feeder, exported: Exported, folder: Path) -> None:
     """A few real inputs per target, at its shapes, so that an installed model can be tried without the data."""
     import numpy as np
 
@@ -162,7 +163,8 @@ def _write_samples(plan: Plan, feeder: Feeder, folder: Path) -> None:
     for use in plan.uses:
         if use.runtime != use.target.runtimes[0]:
             continue
-        feeds = feeder.singles("calibration", plan.artifact(use.reduced).shapes, limit=_SAMPLES)
+        given = with_past(feeder, exported.artifacts["reduced", use.reduced].path)
+        feeds = given.singles("calibration", plan.artifact(use.reduced).shapes, limit=_SAMPLES)
         named = {f"{index:03d}/{name}": value for index, feed in enumerate(feeds) for name, value in feed.items()}
         np.savez(folder / f"{use.target.name}.npz", **named)  # type: ignore[arg-type]
 

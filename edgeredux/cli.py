@@ -250,6 +250,44 @@ def unpack(
         _say(f"expanded {answer['files']} files, {answer['bytes']} bytes, into {to}")
 
 
+@app.command()
+def generate(
+    folder: BundleArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from; - reads it from stdin.")],
+    artifact: Annotated[
+        str | None, typer.Option("--artifact", metavar="A", help="Another ONNX artifact: NAME or dense/NAME.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="New tokens at most.")] = 64,
+    temperature: Annotated[float, typer.Option("--temperature", metavar="X", help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option("--top-k", metavar="K", help="Draw from the K likeliest.")] = 50,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the draw.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", help="Threads of the runtime.")] = 2,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not put the prompt into the chat template.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Text from a bundle's decoder, as it comes; how fast it came is said at the end."""
+    from edgeredux.generate import Answer, open_bundle
+    from edgeredux.generation import Sampling
+
+    sampling = Sampling(temperature, top_k, seed)
+    speaker = open_bundle(folder, artifact, threads)
+    answer = Answer()
+    text = sys.stdin.read() if prompt == "-" else prompt
+    for piece in speaker.stream(text, max_tokens, sampling, answer, raw=raw):
+        if not as_json:
+            print(piece, end="", flush=True)
+    said = answer.to_json()
+    if as_json:
+        print(json.dumps(said, indent=1))
+        return
+    _say("")
+    speed = said["decode_tokens_per_s"]
+    line = f"{len(answer.tokens)} tokens, the first after {said['time_to_first_token_ms']:.0f} ms"
+    ended = {"end": "end of text", "limit": "--max-tokens reached", "context": "the model's context is full"}
+    more = "" if speed is None else f", then {speed:.1f} a second"
+    print(f"{line}{more} (measured); {ended[answer.ended]}", file=sys.stderr)
+
+
 targets_app = typer.Typer(
     help="The devices that edgeredux can judge for.", no_args_is_help=False, rich_markup_mode=None
 )

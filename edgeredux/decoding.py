@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeredux.caching import Cache, CacheLayer, axes, past_shapes, present_names
+from edgeredux.caching import Cache, CacheLayer, axes, of_onnx, past_shapes, present_names
 from edgeredux.errors import ModelError
+from edgeredux.feeds import Feeder
 from edgeredux.model import Interface, Model
 
 if TYPE_CHECKING:
@@ -26,6 +28,12 @@ def with_cache(model: Model) -> Model:
 def interface_with_cache(interface: Interface, cache: Cache) -> Interface:
     """The interface of a decoder's exported file with this cache."""
     return replace(interface, **_interface(interface, cache))
+
+
+def with_past(feeder: Feeder, path: Path) -> Feeder:
+    """The same samples for an exported file: with an empty past where it has a cache."""
+    cache = of_onnx(path) if path.suffix == ".onnx" else ()
+    return feeder.of(interface_with_cache(feeder.interface, cache)) if cache else feeder
 
 
 def _interface(interface: Interface, cache: Cache) -> dict[str, Any]:

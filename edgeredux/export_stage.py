@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from edgeredux import loading
 from edgeredux.artifact import Artifact, Change, change_from_json
+from edgeredux.decoding import with_cache, with_past
 from edgeredux.errors import ParityError
 from edgeredux.feeds import Feeder
 from edgeredux.model import Model
@@ -45,6 +46,7 @@ def run(plan: Plan, reduced: Reduced, workspace: Workspace, progress: Progress) 
         progress(title, index, len(wanted))
         base = _base(plan, reduced, workspace, role, name)
         feeder = plan.feeder if role == "dense" else reduced.feeder
+        feeder = with_past(feeder, base.path)
         artifact, made = _rewritten(plan, feeder, workspace, base, role, name, progress)
         artifacts[role, name] = artifact
         if role == "reduced":
@@ -75,6 +77,8 @@ def _base(plan: Plan, reduced: Reduced, workspace: Workspace, role: Role, name: 
     model = (
         plan.model if role == "dense" or reduced.folder is None else loading.load_reduced(reduced.folder, plan.model)
     )
+    if section.cache:
+        model = with_cache(model)
     exporter = plan.exporters[name]
     feeder = plan.feeder.of(model)
     key = {
@@ -82,6 +86,7 @@ def _base(plan: Plan, reduced: Reduced, workspace: Workspace, role: Role, name: 
         "data": plan.feeder.data.sha256,
         "exporter": repr(exporter),
         "shapes": section.shapes,
+        "cache": section.cache,
         "max_length": plan.recipe.max_length,
         "task": model.task,
     }
@@ -93,7 +98,7 @@ def _base(plan: Plan, reduced: Reduced, workspace: Workspace, role: Role, name: 
         said = replace(change, details=details)
         (target / "change.json").write_text(json.dumps(said.to_json(), indent=1) + "\n", encoding="utf-8")
 
-    done = workspace.step(f"export-{role}-{section.format}", key, build)
+    done = workspace.step(f"export-{role}-{section.format}{'-cache' if section.cache else ''}", key, build)
     said = json.loads((done / "change.json").read_text(encoding="utf-8"))
     change = change_from_json(said)
     artifact = Artifact.of(done / f"model.{section.format}", name, role, (change,))

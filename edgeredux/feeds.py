@@ -99,11 +99,12 @@ class Feeder:
         """A feed of a decoder that has seen `past` tokens before these `tokens`."""
         import numpy as np
 
-        feed = self.interface.encode(texts, pad_to=tokens)
+        feed = self.interface.encode(texts)
         mask = np.ones((len(texts), past + tokens), np.int64)
         positions = caching.positions(mask, tokens)
         past_feed = caching.made_up(self.interface.cache, len(texts), past, seed=past)
-        return {**feed, "attention_mask": mask, "position_ids": positions, **past_feed}
+        ids = np.resize(feed["input_ids"], (len(texts), tokens))  # any tokens do
+        return {**feed, "input_ids": ids, "attention_mask": mask, "position_ids": positions, **past_feed}
 
     def latency(self, shapes: Mapping[str, int], batch: int, sequence: int, count: int = 8) -> list[Feed]:
         """Feeds to time: real text of exactly `sequence` tokens (texts joined until long enough), or fixed shapes."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeredux import caching
+from edgeredux.decoding import interface_with_cache
 from edgeredux.errors import ArtifactError, ModelError, one_line
 from edgeredux.model import Interface
 from edgeredux.sources import Source
@@ -24,12 +26,15 @@ def interface(source: Source, max_length: int, sequence: int, scratch_log: Path)
     inputs: dict[str, tuple[str, list[Any]]] = found["inputs"]
     outputs: dict[str, tuple[str, list[Any]]] = found["outputs"]
     assert source.path is not None
-    tokenizer = _tokenizer(source.path.parent, source) if set(inputs) <= _TOKEN_INPUTS else None
+    shapes = [(name, shape) for name, (_, shape) in inputs.items()]
+    cache = caching.of_inputs(iter(shapes), source.text) if source.kind == "onnx" else ()
+    past = {"position_ids", *caching.past_shapes(cache)} if cache else set()
+    tokenizer = _tokenizer(source.path.parent, source) if set(inputs) - past <= _TOKEN_INPUTS else None
     axes = {name: _axes(name, shape) for name, (_, shape) in [*inputs.items(), *outputs.items()]}
     examples = None
     if tokenizer is None:
         examples = {name: _example(name, kind, shape, sequence, found) for name, (kind, shape) in inputs.items()}
-    return Interface(
+    read = Interface(
         name=source.path.stem,
         task=_task(outputs, text=tokenizer is not None),
         input_names=tuple(inputs),
@@ -41,6 +46,7 @@ def interface(source: Source, max_length: int, sequence: int, scratch_log: Path)
         max_length=max_length,
         examples=examples,
     )
+    return interface_with_cache(read, cache) if cache and tokenizer is not None else read
 
 
 def read_onnx(path: str) -> dict[str, Any]:

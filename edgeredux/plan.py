@@ -138,6 +138,8 @@ def make(
         )
         for _, _, step in steps:
             step.check(interface)
+        for name in sorted(needed):
+            _check_cache(recipe, name, interface)
         if upto != "reduced":
             for exporter in exporters.values():
                 exporter.check(interface)
@@ -157,6 +159,17 @@ def make(
     return Plan(recipe, source, interface, feeder, chosen, steps, exporters, passes, out, tuple(notes))
 
 
+def _check_cache(recipe: Recipe, name: str, interface: Interface) -> None:
+    section = recipe.artifacts[name]
+    if not section.cache:
+        return
+    where = f"recipe {recipe.name}: artifacts.{name}: cache: true"
+    if section.format != "onnx" or section.shapes:
+        raise RecipeError(f"{where} is for format onnx without fixed shapes")
+    if interface.task != "causal-lm" or not getattr(interface, "is_transformers", False):
+        raise RecipeError(f"{where} is for causal-lm models of transformers; {interface.name} is {interface.task}")
+
+
 def _uses(recipe: Recipe, only: Sequence[str] | None) -> tuple[Use, ...]:
     uses: list[Use] = []
     for name in only if only else recipe.targets:
@@ -168,6 +181,8 @@ def _uses(recipe: Recipe, only: Sequence[str] | None) -> tuple[Use, ...]:
         for runner_name, section in said.items():
             runtime = target.runtime(runner_name, where)
             for side in (section.dense, section.reduced):
+                if recipe.artifacts[section.dense].cache != recipe.artifacts[section.reduced].cache:
+                    raise RecipeError(f"{where}.{runner_name}: one artifact has cache: true, the other has not")
                 if recipe.artifacts[side].format != runtime.format:
                     given = recipe.artifacts[side].format
                     raise RecipeError(f"{where}.{runner_name}: takes {runtime.format}, artifact {side!r} is {given}")

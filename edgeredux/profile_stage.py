@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeredux import judge, registry, yardstick
 from edgeredux.artifact import Artifact, sha256_file
+from edgeredux.decoding import with_past
 from edgeredux.errors import InternalError
 from edgeredux.export_stage import Exported
 from edgeredux.feeds import Feeder
@@ -113,10 +114,11 @@ def _profile(
     def build(target: Path) -> None:
         scratch = target / "scratch"
         scratch.mkdir()
-        files = {"dense": (dense.path, plan.feeder), "reduced": (reduced.path, found.feeder)}
+        given, taken = with_past(plan.feeder, dense.path), with_past(found.feeder, reduced.path)
+        files = {"dense": (dense.path, given), "reduced": (reduced.path, taken)}
         job, limit = job_for(plan, use, files, shapes, scratch, workspace.log)
         profiles = use.runner.profile(job)
-        measures = yardstick.pair(plan.feeder, found.feeder, found.reference, shapes, limit)
+        measures = yardstick.pair(given, taken, found.reference, shapes, limit)
         said = {}
         for label in ("dense", "reduced"):
             said[label] = _store(target, label, profiles[label], measures[label], plan.recipe.seed)
@@ -226,7 +228,7 @@ def _measure_trail(
     def build(target: Path) -> None:
         scratch = target / "scratch"
         scratch.mkdir()
-        paths = dict(zip(labels, ((path, found.feeder) for _, path in trail), strict=True))
+        paths = {label: (path, with_past(found.feeder, path)) for label, (_, path) in zip(labels, trail, strict=True)}
         job, _ = job_for(plan, use, paths, shapes, scratch, workspace.log)
         runner = registry.create("runner", "onnxruntime", {}, "pass by pass")
         profiles = runner.profile(replace(job, repeats=min(job.repeats, _TRAIL_REPEATS)))

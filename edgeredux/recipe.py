@@ -91,9 +91,10 @@ class DataSection(_Section):
 
 
 class ArtifactSection(_Section):
-    """One file to make: format, fixed shapes, exporter and passes."""
+    """One file to make: format, fixed shapes, exporter and passes; `cache`: a decoder with its key-value cache."""
 
     format: Literal["onnx", "tflite"]
+    cache: bool = False
     shapes: dict[str, Annotated[int, Field(ge=1, le=1_000_000)]] = {}
     exporter: str | None = None
     options: dict[str, Any] = {}

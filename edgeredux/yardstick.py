@@ -96,7 +96,8 @@ def pair(
         counted = tuple(comparable(one, other, numbers, longest) for one, other in both)
 
     def made(label: str, numbers: Array | None) -> Yardstick:
-        names, given = interface.output_names, tuple(feeds[label])
+        names = tuple(name for name in interface.output_names if not name.startswith("present."))
+        given = tuple(feeds[label])
         return Yardstick(
             interface.task, given, tuple(grouped), labels, interface.pooling, names, counted=counted, numbers=numbers
         )
