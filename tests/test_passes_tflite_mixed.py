@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("ai_edge_litert.schema_py_generated", reason="LiteRT is not installed")
 pytest.importorskip("ai_edge_quantizer", reason="ai-edge-quantizer is not installed")
 
-from tflite_files import File, blocky
+from tflite_files import HARM, File, blocky, damaged
 
 from edgeredux import isolated
-from edgeredux.errors import DataError, RecipeError
+from edgeredux.errors import ArtifactError, DataError, RecipeError
 from edgeredux.execute import execute
 from edgeredux.passes.tflite.mixed import TfliteMixed
 from edgeredux.passes.tflite.mixed_search import search
@@ -123,3 +123,12 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     }
     with pytest.raises(DataError, match="no calibration feeds"):
         isolated.call("edgeredux.rewrite:run_pass", arguments, log=tmp_path / "log", what="test")
+
+
+@pytest.mark.parametrize("how", HARM)
+def test_a_damaged_file_is_one_line(tmp_path: Path, how: str) -> None:
+    source = build(tmp_path / "m.tflite")
+    damaged(source, how)
+    with pytest.raises(ArtifactError, match=r"m\.tflite") as caught:
+        run(TfliteMixed(), source, tmp_path / "out.tflite", tmp_path)
+    assert "\n" not in str(caught.value)

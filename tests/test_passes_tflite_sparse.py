@@ -14,7 +14,7 @@ import pytest
 
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="LiteRT is not installed")
 
-from tflite_files import File, blocky, mlp, pack  # noqa: E402
+from tflite_files import HARM, File, blocky, damaged, mlp, pack  # noqa: E402
 
 from edgeredux import delegates, isolated  # noqa: E402
 from edgeredux.errors import ArtifactError, DataError  # noqa: E402
@@ -337,29 +337,6 @@ def test_packing_keeps_what_is_read_and_aligns_it(tmp_path: Path) -> None:
             at = data.__array_interface__["data"][0] - np.frombuffer(made, np.uint8).__array_interface__["data"][0]
             assert at % 16 == 0
     assert packing.save(packing.load(made, "m"), "m") == made
-
-
-def damaged(path: Path, how: str) -> None:
-    data = path.read_bytes()
-    if how in ("empty", "junk", "cut"):
-        path.write_bytes({"empty": b"", "junk": b"\xff" * 500, "cut": data[: len(data) // 2]}[how])
-        return
-    model = schema.ModelT.InitFromPackedBuf(data, 0)
-    tensor = model.subgraphs[0].tensors[model.subgraphs[0].operators[0].inputs[1]]
-    if how == "no buffer":
-        tensor.buffer = 4000
-    elif how == "huge shape":
-        tensor.shape = [2**31 - 1, 2**31 - 1]
-    elif how == "negative shape":
-        tensor.shape = [-256, -256]
-    elif how == "no such tensor":
-        model.subgraphs[0].operators[0].inputs = [0, 99999, 2]
-    elif how == "no such operator":
-        model.subgraphs[0].operators[0].opcodeIndex = 77
-    path.write_bytes(pack(model))
-
-
-HARM = ("empty", "junk", "cut", "no buffer", "huge shape", "negative shape", "no such tensor", "no such operator")
 
 
 @pytest.mark.parametrize("how", HARM)

@@ -111,3 +111,27 @@ def mlp(path: Path, block: int = 4, keep: float = 0.1, width: int = 256, layers:
     for layer in range(layers):
         out = file.dense(out, blocky(width, width, block, keep, layer), positions)
     return file.write(path, given, out)
+
+
+def damaged(path: Path, how: str) -> None:
+    """Harm the file at `path` in one of the ways of HARM."""
+    data = path.read_bytes()
+    if how in ("empty", "junk", "cut"):
+        path.write_bytes({"empty": b"", "junk": b"\xff" * 500, "cut": data[: len(data) // 2]}[how])
+        return
+    model = schema.ModelT.InitFromPackedBuf(data, 0)
+    tensor = model.subgraphs[0].tensors[model.subgraphs[0].operators[0].inputs[1]]
+    if how == "no buffer":
+        tensor.buffer = 4000
+    elif how == "huge shape":
+        tensor.shape = [2**31 - 1, 2**31 - 1]
+    elif how == "negative shape":
+        tensor.shape = [-256, -256]
+    elif how == "no such tensor":
+        model.subgraphs[0].operators[0].inputs = [0, 99999, 2]
+    elif how == "no such operator":
+        model.subgraphs[0].operators[0].opcodeIndex = 77
+    path.write_bytes(pack(model))
+
+
+HARM = ("empty", "junk", "cut", "no buffer", "huge shape", "negative shape", "no such tensor", "no such operator")

@@ -13,10 +13,13 @@ import numpy as np
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from edgeredux import parity
 from edgeredux.artifact import Change, Format
 from edgeredux.errors import DataError, one_line
-from edgeredux.passes.tflite import files, packing, sparse_graph
+from edgeredux.execute import run_tflite
+from edgeredux.passes.tflite import files, packing
 from edgeredux.passes.tflite.mixed_search import search
+from edgeredux.passes.tflite.operators import check, name_of
 from edgeredux.passes.tflite.quantize import fitting
 from edgeredux.seams import Feed, PassContext, Tolerance
 
@@ -60,7 +63,7 @@ class TfliteMixed:
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
         """The mixed file, or why there is none."""
         before = files.read(source)
-        work = _Work(source.read_bytes(), source.name, self.levels, context)
+        work = _Work(source, self.levels, context)
         if not work.parts:
             return Change(NAME, False, "declined: no operator of this file has a quantised form")
         if set(self.levels) & set(_STATIC) and (mask := before.lowest_mask()) is not None:
@@ -95,20 +98,18 @@ class TfliteMixed:
 class _Work:
     """A file's parts, and the file with its parts at given levels."""
 
-    def __init__(self, content: bytes, name: str, levels: Sequence[Level], context: PassContext) -> None:
+    def __init__(self, source: Path, levels: Sequence[Level], context: PassContext) -> None:
         if not context.calibration:
             raise DataError(f"pass {NAME}: there are no calibration feeds")
-        self.content, self.name, self.levels, self.context = content, name, levels, context
+        self.content, self.levels, self.context = source.read_bytes(), levels, context
         self.feeds = list(context.calibration[:_FEEDS])
-        self.parts, self.sizes = _parts(content, with_others=bool(set(levels) & set(_STATIC)))
-        self.expected = self._outputs(content)
+        self.parts, self.sizes = _parts(self.content, source.name, with_others=bool(set(levels) & set(_STATIC)))
+        self.expected = run_tflite(str(source), self.feeds, context.threads)
         self._statistics: Any = None
         self._seen: dict[tuple[int, ...], float] = {}
 
     def agreement(self, levels: Mapping[str, int]) -> float:
         """The lowest mean cosine of an output to the given file's; -1 where the file does not run or is not finite."""
-        from edgeredux import parity
-
         key = tuple(levels[part] for part in self.parts)
         if key not in self._seen:
             said = parity.compare(
@@ -164,8 +165,6 @@ class _Work:
         return self._statistics
 
     def _outputs(self, content: bytes) -> list[Feed]:
-        from edgeredux.execute import run_tflite
-
         path = self.context.scratch / f"{NAME}.tflite"
         path.write_bytes(content)
         try:
@@ -174,7 +173,7 @@ class _Work:
             path.unlink()
 
 
-def _parts(content: bytes, with_others: bool) -> tuple[dict[str, list[tuple[str, str]]], dict[str, int]]:
+def _parts(content: bytes, name: str, with_others: bool) -> tuple[dict[str, list[tuple[str, str]]], dict[str, int]]:
     """(operator kind, scope expression) and weight bytes by part.
 
     A part is an operator with a constant weight, or all operators of a kind that have none.
@@ -182,13 +181,14 @@ def _parts(content: bytes, with_others: bool) -> tuple[dict[str, list[tuple[str,
     from ai_edge_quantizer import qtyping
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils
 
-    model = packing.load(content, "model")
+    model = packing.load(content, name)
+    check(model, name)
     known = {item.value for item in qtyping.TFLOperationName}
     found: dict[str, list[tuple[str, str]]] = {}
     sizes: dict[str, int] = {}
     for graph in model.subgraphs:
         for operator in graph.operators or ():
-            kind = sparse_graph.name_of(model, operator)
+            kind = name_of(model, operator)
             if kind not in known:
                 continue
             scope = tfl_flatbuffer_utils.get_op_scope(operator, graph.tensors)

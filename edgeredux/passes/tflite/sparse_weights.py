@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
-from edgeredux.passes.tflite import files, packing, sparse_choice, sparse_cost, sparse_graph
+from edgeredux.passes.tflite import files, packing, sparse_choice, sparse_cost, sparse_graph, sparse_store
 from edgeredux.resolvers import agree_everywhere
 from edgeredux.seams import PassContext, Tolerance
 
@@ -59,14 +59,14 @@ class TfliteSparseWeights:
         rules = sparse_choice.Rules(self.minimum_gain, self.minimum_saving, self.expand, self.resolver, context.threads)
         choices = sparse_choice.choose(weights, rules)
         told: dict[str, Any] = {"weights": [choice.to_json() for choice in choices]}
-        unguarded = sparse_graph.unguarded(model)
+        unguarded = sparse_store.unguarded(model)
         if not unguarded and all(choice.form == "dense" for choice in choices):
             return Change(NAME, False, f"declined: {_why_not(choices)}", told)
         for operator in unguarded:
-            sparse_graph.guard(model, operator)
+            sparse_store.guard(model, operator)
         for choice in choices:
             if choice.form != "dense" and choice.encoded is not None:
-                sparse_graph.store(model, choice.weight, choice.encoded, expand=choice.form == "expand")
+                sparse_store.store(model, choice.weight, choice.encoded, expand=choice.form == "expand")
         made = packing.save(model, source.name)
         draft = context.scratch / f"{NAME}.tflite"
         draft.write_bytes(made)

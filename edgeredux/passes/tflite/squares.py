@@ -7,6 +7,8 @@ import copy
 import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
 
+from edgeredux.passes.tflite.operators import code_index
+
 _SQUARED = schema.BuiltinOperator.SQUARED_DIFFERENCE
 
 
@@ -37,7 +39,7 @@ def split_squares(content: bytes) -> tuple[bytes, int]:
                 ("Mul", [index, index], operator.outputs),
             ):
                 made = schema.OperatorT()
-                made.opcodeIndex = _code(model, getattr(schema.BuiltinOperator, name.upper()))
+                made.opcodeIndex = code_index(model, name.upper(), 1)
                 made.inputs, made.outputs = inputs, outputs
                 made.builtinOptionsType = getattr(schema.BuiltinOptions, f"{name}Options")
                 made.builtinOptions = getattr(schema, f"{name}OptionsT")()
@@ -48,13 +50,3 @@ def split_squares(content: bytes) -> tuple[bytes, int]:
     builder = flatbuffers.Builder(len(content) + 4096)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output()), found
-
-
-def _code(model: schema.ModelT, builtin: int) -> int:
-    for index, code in enumerate(model.operatorCodes):
-        if max(int(code.builtinCode), int(code.deprecatedBuiltinCode)) == builtin:
-            return index
-    made = schema.OperatorCodeT()
-    made.builtinCode, made.deprecatedBuiltinCode, made.version = builtin, min(builtin, 127), 1
-    model.operatorCodes.append(made)
-    return len(model.operatorCodes) - 1
