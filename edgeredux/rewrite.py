@@ -16,6 +16,7 @@ from edgeredux import isolated
 from edgeredux.artifact import Artifact, Change
 from edgeredux.errors import ArtifactError, InternalError, one_line
 from edgeredux.execute import execute
+from edgeredux.narrowing import narrow
 from edgeredux.parity import compare, token_masks
 from edgeredux.seams import Feed, Pass, PassContext, Progress, silent
 
@@ -34,6 +35,8 @@ def rewrite(
     `operators_after`, and for a pass that changed something `file` (the kept file's name) and `parity` (against the
     file before this pass, on `feeds`, padding left out where a feed has an "attention_mask"). A pass whose file is
     malformed or disagrees is rolled back: changed=False, why="rolled back: ...", `rolled_back` true.
+    A pass whose details hold `interface` made inputs and outputs narrower (a cache with fewer heads): the feeds are cut
+    the same way for what follows, and parity is that of the positions that stay.
     `parity` of the answer: {"passed", "worst": {"pass", "mean_cosine", "max_abs"}, "export", "passes": {name: parity}}.
 
     Raises ArtifactError when the artifact itself cannot be read or executed, InternalError when a pass claims a change
@@ -50,6 +53,9 @@ def rewrite(
             raise ArtifactError(f"pass {name}: it rewrites {step.format} files, {artifact.name} is {artifact.format}")
         out = folder / f"{index + 1:02d}-{name}.{artifact.format}"
         change, made = _apply(name, step, current, out, context, feeds, outputs)
+        if interface := change.details.get("interface") if made is not None else None:
+            feeds = narrow(feeds, interface)
+            context = replace(context, calibration=narrow(context.calibration, interface))
         if made is None:
             _remove(out)
             current = replace(current, history=(*current.history, change))
@@ -111,6 +117,8 @@ def _apply(
         raise InternalError(f"pass {name}: it says that it changed {current.path.name} but wrote no file")
     if answer["malformed"] is not None:
         return rolled_back(f"its file is malformed: {answer['malformed']}")
+    interface = said.details.get("interface", {})
+    feeds, outputs = narrow(feeds, interface), narrow(outputs, interface)
     try:
         made = execute(out, feeds, log=context.log, threads=context.threads)
     except ArtifactError as problem:

@@ -17,10 +17,13 @@ from same_graph import assert_same_graph
 from tiny_graphs import Array, clean, kinds, outputs, save
 from tiny_models import TOKENS, bert_config, model_of, tokens
 
+from edgeredux import caching
 from edgeredux.artifact import Artifact
+from edgeredux.decoding import with_cache
 from edgeredux.export.to_onnx import TorchOnnx
 from edgeredux.model import Model
 from edgeredux.passes.onnx.dead_structure import DeadStructure
+from edgeredux.passes.onnx.fold import Fold
 from edgeredux.pruning.coupling_cut import cut, prove
 from edgeredux.pruning.coupling_trace import coupling, trace
 from edgeredux.pruning.groups import Group, find, places, remove
@@ -229,3 +232,56 @@ def test_a_normalisation_keeps_its_channels_and_is_named(tmp_path: Path, context
     assert not change.changed
     assert change.details["kept"] == {"LayerNormalization norm mixes this axis": 1}
     assert "dead but kept: 1 (LayerNormalization norm mixes this axis)" in change.why
+
+
+def step(cache: caching.Cache, batch: int, count: int, past: int) -> Feed:
+    """`count` tokens of a decoder after `past` others."""
+    mask = np.ones((batch, past + count), np.int64)
+    before = caching.made_up(cache, batch, past) if past else caching.empty(cache, batch)
+    ids = np.random.default_rng(count).integers(1, 50, (batch, count))
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": caching.positions(mask, count), **before}
+
+
+def test_a_cache_loses_the_heads_that_no_step_reads(tmp_path: Path, context: PassContext) -> None:
+    model = tiny("llama")
+    kept = halves(model)
+    dead, small = with_cache(masked(model, kept, "columns")), with_cache(physical(model, kept))
+    sizes = ((2, 3, 5), (1, 1, 9), (1, 1, 0), (3, 7, 0))
+    feeds = [step(dead.cache, *size) for size in sizes]
+    source = export(dead, tmp_path / "masked.onnx", feeds)
+    wanted = export(small, tmp_path / "cut.onnx", [step(small.cache, *size) for size in sizes])
+    artifact = Artifact.of(source, "m", "reduced")
+    answer = rewrite(artifact, [("d", DeadStructure(cache=True)), ("f", Fold())], context, feeds, tmp_path)
+    change = answer.history[0]
+    assert change.changed, change.why
+    heads = [group for group, _ in kept if group.kind == "heads"]
+    stay = {group.reader: keep.tolist() for group, keep in kept}
+    for layer, group in enumerate(heads):
+        for name in (f"past_key_values.{layer}.key", f"present.{layer}.value"):
+            assert change.details["interface"][name] == {"1": stay[group.reader]}
+    assert caching.of_onnx(tmp_path / "01-d.onnx") == small.cache
+    assert_same_graph(tmp_path / "01-d.onnx", wanted)
+    # Without being asked for it, shapes of inputs and outputs are no pass's to change.
+    plain = rewrite(artifact, [("d", DeadStructure())], context, feeds, tmp_path).history[0]
+    assert plain.changed
+    assert "interface" not in plain.details
+    assert "present.0.key is an input or output of the graph" in plain.details["kept"]
+
+
+def test_a_cache_may_hold_anything_so_heads_that_are_only_silent_now_stay(tmp_path: Path, context: PassContext) -> None:
+    # y = (past; x @ w) @ v, a row of w zero: what comes in from earlier calls is not zero for that.
+    w, v = RNG.normal(size=(4, 6)).astype(np.float32), RNG.normal(size=(6, 3)).astype(np.float32)
+    w[:, 2] = 0
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Concat", ["past_key_values.0.key", "a"], ["present.0.key"], axis=0),
+        helper.make_node("MatMul", ["present.0.key", "v"], ["y"], name="second"),
+    ]
+    inputs = {"x": (FLOAT, ["n", 4]), "past_key_values.0.key": (FLOAT, ["p", 6])}
+    results = {"y": (FLOAT, ["t", 3]), "present.0.key": (FLOAT, ["t", 6])}
+    source = save(tmp_path / "m.onnx", nodes, inputs, results, {"w": w, "v": v})
+    change = DeadStructure(cache=True).run(source, tmp_path / "out.onnx", context)
+    assert not change.changed
+    v[2] = 0
+    source = save(tmp_path / "m.onnx", nodes, inputs, results, {"w": w, "v": v})
+    assert DeadStructure(cache=True).run(source, tmp_path / "out.onnx", context).changed

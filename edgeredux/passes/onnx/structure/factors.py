@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from edgeredux.passes.onnx.structure.cuts import Cut
+from edgeredux.passes.onnx.structure.cuts import Causes, Cut
 from edgeredux.passes.onnx.structure.facts import Array, Flags, Known, any_along
 from edgeredux.passes.onnx.structure.state import State
 
@@ -208,30 +208,34 @@ def agree_by_factors(
     `sides`: value, axis, its factors in order (None: not known). A factor of dynamic size, or in an axis of dynamic
     size, loses nothing, nor do the factors `whole`.
     """
-    allowed: dict[int, Flags] = {}
-    for number, size in enumerate(sizes):
-        allowed[number] = np.full(size or 1, size is not None and number not in whole)
-    cuts: list[tuple[Cut, tuple[int, ...]]] = []
+    own = state.cause(cause)
+    allowed = [np.full(size or 1, size is not None and number not in whole) for number, size in enumerate(sizes)]
+    reasons = [np.full(size or 1, own, np.int32) for size in sizes]
+    open_sides: list[tuple[ir.Value, int, tuple[int, ...]]] = []
     for value, axis, numbers in sides:
         cut = state.cut(value, axis)
-        if numbers is None:
-            state.pin(value, [axis], cause)
-        elif cut is None or any(sizes[number] is None for number in numbers):
-            state.pin(value, [axis], cause)
-            for number in numbers:
-                allowed[number] = np.zeros_like(allowed[number])
-        else:
-            cuts.append((cut, numbers))
-            gone = cut.gone.reshape([sizes[number] or 1 for number in numbers])
+        if numbers is not None and cut is not None and all(sizes[number] is not None for number in numbers):
+            open_sides.append((value, axis, numbers))
             for place, number in enumerate(numbers):
-                others = tuple(other for other in range(len(numbers)) if other != place)
-                allowed[number] = allowed[number] & gone.all(axis=others)
-    for value, axis, numbers in sides:
-        cut = state.cut(value, axis)
-        if numbers is None or cut is None or any(sizes[number] is None for number in numbers):
+                _narrow(cut, [sizes[other] or 1 for other in numbers], place, allowed[number], reasons[number])
             continue
+        state.pin(value, [axis], cause)
+        for number in numbers or ():
+            allowed[number][:] = False
+    for value, axis, numbers in open_sides:
         shape = [sizes[number] or 1 for number in numbers]
-        goes = np.zeros(shape, bool)
+        goes, why = np.zeros(shape, bool), np.full(shape, own, np.int32)
         for place, number in enumerate(numbers):
-            goes |= allowed[number].reshape([-1 if other == place else 1 for other in range(len(numbers))])
-        state.only(value, axis, goes.reshape(-1), cause)
+            wide = [-1 if other == place else 1 for other in range(len(numbers))]
+            goes |= allowed[number].reshape(wide)
+            why = np.where(why == own, reasons[number].reshape(wide), why)
+        state.only(value, axis, goes.reshape(-1), why.reshape(-1).astype(np.int32))
+
+
+def _narrow(cut: Cut, shape: Sequence[int], place: int, allowed: Flags, reasons: Causes) -> None:
+    """Forbid, in place, the positions of a factor that this cut does not lose whole; the reason is the cut's own."""
+    kept = np.moveaxis(cut.kept.reshape(shape), place, 0).reshape(shape[place], -1)
+    causes = np.moveaxis(cut.cause.reshape(shape), place, 0).reshape(shape[place], -1)
+    lost = allowed & kept.any(axis=1)
+    reasons[lost] = np.take_along_axis(causes, kept.argmax(axis=1)[:, None], 1)[lost, 0]
+    allowed &= ~kept.any(axis=1)

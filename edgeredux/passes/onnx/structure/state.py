@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -16,16 +17,23 @@ from edgeredux.passes.onnx.weights import initializer
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16}
 
 
+# An input and the output that becomes it at the next call.
+Carried: TypeAlias = "tuple[ir.Value, ir.Value]"
+
+
 class State:
     """What holds of every value of a graph.
 
     Known: the same in every run (forward). Needed: read by something that reaches an output (backward). A position of
     an axis is dead when each of its elements is known or not needed. The cuts are the greatest set of dead positions
     on which all operators agree, so every element that stays is computed from the same terms as before.
+
+    `carried`: pairs of an input and the output that is handed in there at the next call, as a key-value cache is. What
+    such an input does not need, its output need not give; both may lose the same positions.
     """
 
-    def __init__(self, graph: ir.Graph, rules: Mapping[str, Rule]) -> None:
-        self.graph = graph
+    def __init__(self, graph: ir.Graph, rules: Mapping[str, Rule], carried: Sequence[Carried] = ()) -> None:
+        self.graph, self.carried = graph, carried
         self.nodes = list(graph)
         self._rules, self._unknown = rules, Rule()
         self._dims: dict[int, Dims | None] = {}
@@ -162,18 +170,31 @@ class State:
 
     def _backward(self) -> None:
         inside = {id(node) for node in self.nodes}
+        handed_on = {id(out) for _, out in self.carried}
         for value in self._values:
             outside = any(id(use.node) not in inside for use in value.uses())
-            if (value.is_graph_output() or outside) and self._dims[id(value)] is not None:
+            seen = (value.is_graph_output() and id(value) not in handed_on) or outside
+            if seen and self._dims[id(value)] is not None:
                 self._needed[id(value)] = everything(len(self.dims(value)))
-        for node in reversed(self.nodes):
-            rule = self.rule(node)
-            reached = any(self._dims.get(id(out)) is None or bool(self.needed(out).any()) for out in node.outputs)
-            asked = rule.needed(node, self) if reached else []
-            for read, found in zip(node.inputs, asked, strict=False):
-                if read is not None and self._dims.get(id(read)) is not None:
-                    flags = everything(len(self.dims(read))) if found is None else found
-                    self._needed[id(read)] = self.needed(read) | flags
+        grown = True
+        while grown:
+            for node in reversed(self.nodes):
+                self._ask(node)
+            grown = False
+            for given, out in self.carried:
+                more = self.needed(given) & ~self.needed(out)
+                if more.any():
+                    self._needed[id(out)] = self.needed(out) | self.needed(given)
+                    grown = True
+
+    def _ask(self, node: ir.Node) -> None:
+        rule = self.rule(node)
+        reached = any(self._dims.get(id(out)) is None or bool(self.needed(out).any()) for out in node.outputs)
+        asked = rule.needed(node, self) if reached else []
+        for read, found in zip(node.inputs, asked, strict=False):
+            if read is not None and self._dims.get(id(read)) is not None:
+                flags = everything(len(self.dims(read))) if found is None else found
+                self._needed[id(read)] = self.needed(read) | flags
 
     def dead(self, value: ir.Value, axis: int) -> Flags:
         """Which positions of an axis of static size are known or not needed, all elements of them."""
@@ -184,14 +205,17 @@ class State:
     def solve(self) -> None:
         """Find the cuts."""
         inside = {id(node) for node in self.nodes}
+        both = {id(value) for pair in self.carried for value in pair}
         for value in self._values:
             if self._dims[id(value)] is None:
                 continue
-            used = self.cause(f"{value.name} is in use")
+            fixed = (value.is_graph_input() or value.is_graph_output()) and id(value) not in both
+            what = "an input or output of the graph" if fixed else "in use"
+            used = self.cause(f"{value.name} is {what}")
             for axis, size in enumerate(self.dims(value)):
                 if size is not None and size > 1:
                     self._cuts[id(value), axis] = Cut(self.dead(value, axis), used)
-            if value.is_graph_input() or value.is_graph_output():
+            if fixed:
                 self.pin(value, None, f"{value.name} is an input or output of the graph")
             elif any(id(use.node) not in inside for use in value.uses()):
                 self.pin(value, None, f"a subgraph reads {value.name}")
@@ -213,6 +237,9 @@ class State:
             self.changed = False
             for node in self.nodes:
                 self.rule(node).agree(node, self)
+            for given, out in self.carried:
+                for axis in range(len(self.dims(given))):
+                    self.tie(given, axis, out, axis, f"{given.name} has an axis of dynamic size there")
             for node in reversed(self.nodes):
                 self.rule(node).agree(node, self)
 
