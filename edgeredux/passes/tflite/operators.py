@@ -24,7 +24,7 @@ def check(model: Any, name: str) -> None:
     for graph in model.subgraphs:
         count = len(graph.tensors or ())
         for operator in graph.operators or ():
-            if not 0 <= operator.opcodeIndex < len(model.operatorCodes):
+            if not 0 <= operator.opcodeIndex < len(model.operatorCodes or ()):
                 raise ArtifactError(f"{name}: no readable TFLite file: an operator has no code")
             for index in (*numbers(operator.inputs), *numbers(operator.outputs)):
                 if not -1 <= index < count:

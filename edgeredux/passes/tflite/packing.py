@@ -41,6 +41,9 @@ def load(content: bytes, name: str) -> Any:
         if buffer.offset > 1:
             buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
             buffer.offset = buffer.size = 0
+    for index in (*(item.buffer for item in model.metadata or ()), *_older(model)):
+        if not 0 <= index < len(model.buffers):
+            raise ArtifactError(f"{name}: no readable TFLite file: its metadata has no buffer")
     if any(operator.largeCustomOptionsOffset > 1 for graph in model.subgraphs for operator in graph.operators or ()):
         raise ArtifactError(f"{name}: a custom operator keeps its options behind the model, so it cannot be rewritten")
     return model
@@ -52,12 +55,12 @@ def save(model: Any, name: str) -> bytes:
     Raises ArtifactError beyond 2 GiB, where a flatbuffer ends.
     """
     owners = [*(tensor for graph in model.subgraphs for tensor in graph.tensors or ()), *(model.metadata or ())]
-    kept = sorted({0, *(owner.buffer for owner in owners)})
+    kept = sorted({0, *(owner.buffer for owner in owners), *_older(model)})
     place = {old: new for new, old in enumerate(kept)}
     for owner in owners:
         owner.buffer = place[owner.buffer]
-    if model.metadataBuffer is not None:  # an older way to name metadata
-        model.metadataBuffer = [place[index] for index in model.metadataBuffer if index in place]
+    if model.metadataBuffer is not None:
+        model.metadataBuffer = [place[index] for index in _older(model)]
     model.buffers = [_aligned(model.buffers[index]) for index in kept]
     size = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
     if size > _LARGEST - (1 << 20):
@@ -65,6 +68,11 @@ def save(model: Any, name: str) -> bytes:
     builder = flatbuffers.Builder(size + (1 << 16))
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def _older(model: Any) -> list[int]:
+    """Buffers named the older way, by the model itself."""
+    return [] if model.metadataBuffer is None else [int(index) for index in model.metadataBuffer]
 
 
 def _aligned(buffer: Any) -> _Aligned:

@@ -102,9 +102,11 @@ def _sparse_inference(model: Any, index: int) -> bool:
     graph, enters, sparse = model.subgraphs[index], False, False
     for operator in graph.operators or ():
         inputs = numbers(operator.inputs)
-        if name_of(model, operator) != "CONV_2D" or len(inputs) < 2 or operator.builtinOptions is None:
+        if name_of(model, operator) != "CONV_2D" or len(inputs) < 2:
             continue
         item, options = graph.tensors[inputs[1]], operator.builtinOptions
+        if not isinstance(options, schema.Conv2DOptionsT):
+            continue
         shape = [int(size) for size in numbers(item.shape)]
         if len(shape) != _IMAGE_RANK or item.type not in (_TYPES.FLOAT32, _TYPES.FLOAT16):
             continue
@@ -148,8 +150,10 @@ def _kernel(
     positions = 1
     for operator, _ in read_by:
         options = operator.builtinOptions
-        if options is not None and options.weightsFormat != 0:
-            return None, "shuffled weights", 1
+        if options is not None and getattr(options, "weightsFormat", None) != 0:
+            return None, "shuffled weights, or options of another operator", 1
+        if not numbers(operator.outputs):
+            return None, "an operator without output", 1
         given, made = tensors[operator.inputs[0]], tensors[operator.outputs[0]]
         found.add(_fit(item.type, given.type, made.type))
         shape = [max(1, int(size)) for size in numbers(made.shape)[:-1]]
