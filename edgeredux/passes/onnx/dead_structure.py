@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
+from edgeredux.errors import one_line
 from edgeredux.passes.onnx import files
 from edgeredux.passes.onnx.structure.apply import apply_cuts, kept_dead
 from edgeredux.passes.onnx.structure.branches import cut_branches
@@ -111,6 +112,6 @@ class DeadStructure:
 
 def _reasons(kept: dict[str, int]) -> str:
     """The most common reasons why dead channels stay."""
-    said = [f"{count} ({reason})" for reason, count in list(kept.items())[:_SHOWN]]
+    said = [f"{count} ({one_line(reason, 120)})" for reason, count in list(kept.items())[:_SHOWN]]
     more = sum(list(kept.values())[_SHOWN:])
     return f"; dead but kept: {', '.join(said)}{f' and {more} more' if more else ''}" if said else ""

@@ -171,6 +171,7 @@ class Shape(Rule):
 
     def agree(self, node: ir.Node, state: State) -> None:
         value, out = _given(node), node.outputs[0]
+        state.pin(out, [0], f"{label(node)} gives one size an axis")
         fitting = all(use.node.op_type in ("Reshape", "Expand") and use.idx == 1 for use in out.uses())
         axes = _axes(node, len(state.dims(value)))
         read = np.broadcast_to(state.needed(out), (len(axes),))
