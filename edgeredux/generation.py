@@ -87,6 +87,11 @@ class Decoder:
             raise ArtifactError(f"{path.name}: no decoder as Optimum names it: {', '.join(sorted(missing)) or 'cache'}")
         self.reset()
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of one number of the cache."""
+        return 2 if "float16" in self._kinds.values() else 4
+
     def reset(self) -> None:
         """Forget every token seen."""
         import onnxruntime as ort

@@ -43,6 +43,11 @@ METRICS: Mapping[str, Literal["at_most", "at_least"]] = {
     "perplexity": "at_most",
     "perplexity_ratio": "at_most",
     "agreement_top1": "at_least",
+    "time_to_first_token_ms": "at_most",
+    "prefill_tokens_per_s": "at_least",
+    "decode_tokens_per_s": "at_least",
+    "cache_bytes_per_token": "at_most",
+    "weight_mb_per_token": "at_most",
     "fallbacks": "at_most",
 }
 Budget: TypeAlias = dict[str, float]

@@ -24,6 +24,11 @@ METRIC_NAMES = {
     "quality_ratio": "Quality, reduced / dense",
     "perplexity": "Perplexity",
     "perplexity_ratio": "Perplexity, reduced / dense",
+    "time_to_first_token_ms": "Time to first token",
+    "prefill_tokens_per_s": "Prefill",
+    "decode_tokens_per_s": "Decode",
+    "cache_bytes_per_token": "Key-value cache per token",
+    "weight_mb_per_token": "Weights read per token",
     "fallbacks": "Operators off the device",
 }
 FACT_NAMES = {

@@ -16,6 +16,7 @@ from edgeredux import loading
 from edgeredux.data import python_docs
 from edgeredux.errors import ArtifactError, DataError
 from edgeredux.generation import Sampling
+from edgeredux.readings import Reading
 
 RECIPE = """
 edgeredux: 1
@@ -32,6 +33,15 @@ measure: {{repeats: 6, warmup: 1, sequence: 16}}
 """
 
 
+GENERATION = (
+    "time_to_first_token_ms",
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+    "cache_bytes_per_token",
+    "weight_mb_per_token",
+)
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's bundle of a two-headed decoder, pruned, its vocabulary trimmed."""
@@ -45,6 +55,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "words.yaml").write_text(said, encoding="utf-8")
     report = edgeredux.run(str(folder / "words.yaml"), out=folder / "out")
     assert report.passed
+    target = report.targets[0]
+    for side in (target.dense, target.reduced):
+        assert all(isinstance(side[name], Reading) for name in GENERATION)
+    kept = [side["cache_bytes_per_token"] for side in (target.dense, target.reduced)]
+    # One layer of two heads of 8 numbers for key and value, float32; one head is left.
+    assert [getattr(reading, "value", None) for reading in kept] == [2 * 2 * 8 * 4, 2 * 8 * 4]
     return folder / "out"
 
 
@@ -90,6 +106,20 @@ def test_choosing_follows_the_formula() -> None:
         choose(np.array([np.nan, 0], np.float32))
     with pytest.raises(DataError, match="temperature"):
         Sampling(temperature=-1)
+
+
+def test_what_a_token_reads_is_all_but_the_table(bundle: Path) -> None:
+    import onnx
+
+    from edgeredux.runners.decoding_speed import weight_bytes
+
+    graph = onnx.load(bundle / "model.onnx").graph
+    sizes = {item.name: len(item.raw_data) for item in graph.initializer}
+    tables = {node.input[0] for node in graph.node if node.op_type == "Gather"} & set(sizes)
+    others = {name for node in graph.node if node.op_type != "Gather" for name in node.input}
+    assert weight_bytes(bundle / "model.onnx") == sum(
+        size for name, size in sizes.items() if name not in tables or name in others
+    )
 
 
 def test_refusals_are_one_line(bundle: Path, cli: Cli, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from pydantic.dataclasses import dataclass
 from edgeredux import isolated
 from edgeredux.artifact import Format
 from edgeredux.errors import ArtifactError
-from edgeredux.runners import inputs, options, together
+from edgeredux.readings import AnyReading
+from edgeredux.runners import decoding_speed, inputs, options, together
 from edgeredux.seams import DeviceProfile, ProfileJob
 
 WHERE = "runner onnxruntime"
@@ -63,7 +64,11 @@ class OnnxRuntimeCpu:
         }
         names = ", ".join(path.name for path in job.artifacts.values())
         found = isolated.call(f"{__name__}:run_all", {"job": job}, log=job.log, what=f"ONNX Runtime on {names}")
-        return {
+        speeds: dict[str, dict[str, AnyReading]] = {}
+        if decoding_speed.is_decoder(job):
+            function = f"{decoding_speed.__name__}:measure"
+            speeds = isolated.call(function, {"job": job}, log=job.log, what=f"generation by {names}")
+        profiles = {
             label: together.device_profile(
                 job,
                 label,
@@ -74,6 +79,10 @@ class OnnxRuntimeCpu:
                 facts={"runtime": runtime, "operators": alone[label]["operators"]},
             )
             for label in job.artifacts
+        }
+        return {
+            label: dataclasses.replace(profile, readings={**profile.readings, **speeds.get(label, {})})
+            for label, profile in profiles.items()
         }
 
 

@@ -1,0 +1,78 @@
+"""How fast decoders generate: the prompt and then token by token, all files of a job in turns, and what bounds it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeredux.caching import of_onnx
+from edgeredux.generation import Decoder
+from edgeredux.readings import AnyReading, Reading, summarise
+from edgeredux.seams import ProfileJob
+
+PROMPT, TOKENS, ROUNDS = 64, 32, 7  # tokens of the prompt, tokens decoded after it, rounds
+_TABLES = ("Gather", "GatherBlockQuantized")
+
+
+def is_decoder(job: ProfileJob) -> bool:
+    """Whether every file of the job takes its past as inputs."""
+    return all(path.suffix == ".onnx" and of_onnx(path) for path in job.artifacts.values())
+
+
+def measure(job: ProfileJob, clock: Callable[[], float] = time.perf_counter) -> dict[str, dict[str, AnyReading]]:
+    """In a child: the readings by label.
+
+    time_to_first_token_ms and prefill_tokens_per_s at a prompt of 64 tokens, decode_tokens_per_s over the 32 that
+    follow (median of rounds, files in turns), cache_bytes_per_token, weight_mb_per_token: what each token must read,
+    which divided by the memory's bandwidth is the least time that it can take.
+    """
+    decoders = {label: Decoder(path, job.threads) for label, path in job.artifacts.items()}
+    first: dict[str, list[float]] = {label: [] for label in decoders}
+    later: dict[str, list[float]] = {label: [] for label in decoders}
+    for number in range(ROUNDS + 1):
+        for label, decoder in decoders.items():
+            decoder.reset()
+            started = clock()
+            decoder.feed([1] * PROMPT)
+            between = clock()
+            for _ in range(TOKENS):
+                decoder.feed([1])
+            ended = clock()
+            if number:  # the first round allocates
+                first[label].append(between - started)
+                later[label].append(ended - between)
+    how = f"{job.threads} threads, prompt of {PROMPT} tokens, then {TOKENS}, {ROUNDS} rounds, files in turns"
+    found: dict[str, dict[str, AnyReading]] = {}
+    for label, decoder in decoders.items():
+        found[label] = {
+            "time_to_first_token_ms": summarise([1000 * s for s in first[label]], "ms", "measured", how),
+            "prefill_tokens_per_s": summarise([PROMPT / s for s in first[label]], "tokens/s", "measured", how),
+            "decode_tokens_per_s": summarise([TOKENS / s for s in later[label]], "tokens/s", "measured", how),
+            "cache_bytes_per_token": Reading(
+                float(sum(layer.numbers_per_token for layer in decoder.cache) * decoder.cache_bytes),
+                "bytes",
+                "measured",
+                how="heads x sizes of all layers in the file, times the bytes of a number",
+            ),
+            "weight_mb_per_token": Reading(
+                weight_bytes(job.artifacts[label]) / 1e6,
+                "MB",
+                "measured",
+                how="weights in the file that every token reads: all but tables of which it reads a row",
+            ),
+        }
+    return found
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of the initializers that some operator other than a table's look-up reads."""
+    import onnx_ir as ir
+
+    model = ir.load(path)
+    total = 0
+    for value in model.graph.initializers.values():
+        readers = {(node.op_type, index) for node, index in value.uses()}
+        if value.const_value is not None and not all(kind in _TABLES and index != 1 for kind, index in readers):
+            total += value.const_value.nbytes
+    return total
