@@ -34,7 +34,10 @@ def add_bias(node: ir.Node, given: Array, state: State) -> None:
     graph, axis = state.graph, len(state.dims(out)) - 1
     made = ir.node("Add", [out, state.constant(f"{out.name}_constant", given[~state.gone(out, axis)], out)])
     made.name = f"{node.name or out.name}_constant"
-    made.outputs[0].name = f"{out.name}_sum"
+    if out.is_graph_output():  # whose name is the model's
+        made.outputs[0].name, out.name = out.name, f"{out.name}_product"
+    else:
+        made.outputs[0].name = f"{out.name}_sum"
     made.outputs[0].type, made.outputs[0].shape = out.type, out.shape
     graph.insert_after(node, made)
     ir.convenience.replace_all_uses_with(out, made.outputs[0], replace_graph_outputs=True)
