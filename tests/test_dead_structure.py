@@ -35,7 +35,7 @@ from edgeredux.seams import ExportJob, Feed, PassContext
 
 RNG = np.random.default_rng(11)
 FLOAT = TensorProto.FLOAT
-FAST = (("bert", "both"), ("llama", "columns"), ("qwen3", "rows"))
+FAST = (("bert", "both"), ("llama", "columns"), ("qwen3", "rows"), ("gpt2", "both"))
 # Batch and sequence of 1, odd, and the longest that the model takes.
 SIZES = ((2, 5), (1, 1), (1, 7), (3, 16))
 
@@ -65,10 +65,15 @@ def tiny(kind: str) -> Model:
     else:
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4}
-        more = {"head_dim": 4, "intermediate_size": 24, "vocab_size": 50, "max_position_embeddings": 32}
-        config = AutoConfig.for_model(kind, **sizes, **more, use_sliding_window=False)
-        module = AutoModelForCausalLM.from_config(config)
+        sizes = {"vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 8, "hidden_size": 32}
+        sizes |= {"intermediate_size": 24, "max_position_embeddings": 32}
+        sizes |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        if kind in ("llama", "qwen3"):
+            sizes |= {"num_key_value_heads": 4}
+        if kind == "qwen3":
+            sizes |= {"head_dim": 4}
+        module_config = AutoConfig.for_model(kind, **sizes)
+        module = AutoModelForCausalLM.from_config(module_config)
         model = model_of(module, "causal-lm", names, "logits", (*TOKENS, None))
     for parameter in module.parameters():
         if parameter.ndim == 1:
@@ -117,7 +122,7 @@ def export(model: Model, out: Path, feeds: list[Feed]) -> Path:
 # Exports take half a minute each on a busy machine: every kind and every way once here, all pairs among the slow ones.
 CASES = [
     pytest.param(kind, what, marks=() if (kind, what) in FAST else pytest.mark.slow)
-    for kind in ("bert", "llama", "qwen3")
+    for kind in ("bert", "llama", "qwen3", "gpt2", "gpt_neox")
     for what in ("rows", "columns", "both")
 ]
 
