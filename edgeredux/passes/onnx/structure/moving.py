@@ -1,4 +1,4 @@
-"""Operators that put positions of an axis elsewhere: Transpose, Slice, Gather, Concat, Split, Pad."""
+"""Operators that put positions of an axis elsewhere, or add some: Transpose, Slice, Pad."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Picking(Rule):
                 continue
             size = state.dims(given(node))[axis] or 1
             mask, values = (
-                _wide(array, axis, size).take(np.maximum(index, 0), axis) for array in (known.mask, known.values)
+                widened(array, axis, size).take(np.maximum(index, 0), axis) for array in (known.mask, known.values)
             )
             outside = (index < 0).reshape([-1 if other == axis else 1 for other in range(mask.ndim)])
             known = Known(
@@ -76,7 +76,7 @@ class Picking(Rule):
             if index is None or size is None:
                 flags = any_along(flags, [axis])
                 continue
-            wide = _wide(flags, axis, len(index))
+            wide = widened(flags, axis, len(index))
             shape = list(wide.shape)
             shape[axis] = size
             found = np.zeros(shape, bool)
@@ -223,187 +223,6 @@ class Pad(Picking):
             write_entries(node, 1, wanted, state)
 
 
-class Gather(Rule):
-    """Constant indices move positions; others need the whole axis, whose constant columns stay constant."""
-
-    def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
-        axis, index = self._read(node, state)
-        known = state.known(given(node))
-        between = len(state.dims(_indices(node)))
-        if index is None:
-            known = known.same_along([axis])
-            shape = (*known.mask.shape[:axis], *[1] * between, *known.mask.shape[axis + 1 :])
-            other = (*known.values.shape[:axis], *[1] * between, *known.values.shape[axis + 1 :])
-            return [Known(known.mask.reshape(shape), known.values.reshape(other))]
-        size = state.dims(given(node))[axis] or 1
-        mask, values = (_wide(array, axis, size).take(index, axis) for array in (known.mask, known.values))
-        return [Known(mask, values)]
-
-    def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
-        axis, index = self._read(node, state)
-        wanted, data = state.wanted(node.outputs[0]), state.dims(given(node))
-        between = len(state.dims(_indices(node)))
-        flags = any_along(wanted, range(axis, axis + between))
-        flags = flags.reshape((*flags.shape[:axis], 1, *flags.shape[axis + between :]))
-        size = data[axis]
-        if index is None or size is None:
-            return [flags, None]
-        shape = list(flags.shape)
-        shape[axis] = size
-        found = np.zeros(shape, bool)
-        wide = wanted if index.ndim else np.expand_dims(wanted, axis)
-        for place, source in enumerate(index.reshape(-1)):
-            target = [slice(None)] * found.ndim
-            target[axis] = slice(int(source), int(source) + 1)
-            found[tuple(target)] |= wide.take([min(place, wide.shape[axis] - 1)], axis)
-        return [found, None]
-
-    def agree(self, node: ir.Node, state: State) -> None:
-        axis, index = self._read(node, state)
-        value, out, name = given(node), node.outputs[0], label(node)
-        between = len(state.dims(_indices(node)))
-        for one in range(len(state.dims(value))):
-            if one != axis:
-                state.tie(value, one, out, one if one < axis else one - 1 + between, f"{name} has a dynamic axis there")
-        if index is None:
-            cause = f"{name} takes positions that are not constant"
-            state.pin(value, [axis], cause)
-            state.pin(node.inputs[1], None, cause)
-            state.pin(out, range(axis, axis + between), cause)
-        elif index.ndim == 0:
-            size = state.dims(value)[axis]
-            allowed = np.ones(size or 1, bool)
-            allowed[index] = False
-            state.only(value, axis, allowed, f"{name} takes them")
-        else:
-            tie_places(value, axis, out, axis, index, name, state)
-            state.tie(node.inputs[1], 0, out, axis, name)
-
-    def rewrite(self, node: ir.Node, state: State) -> None:
-        axis, index = self._read(node, state)
-        cut = state.cut(given(node), axis)
-        if index is None or cut is None or not cut.gone.any():
-            return
-        # The array keeps its length here: the initializer is cut with all others.
-        array = (np.cumsum(cut.kept) - 1)[index].clip(0)
-        value = _indices(node)
-        old = state.array(value)
-        assert old is not None
-        value.const_value = ir.tensor(np.asarray(array, old.dtype).reshape(old.shape), name=value.name)
-
-    @staticmethod
-    def _read(node: ir.Node, state: State) -> tuple[int, Indices | None]:
-        """The axis, and indices of rank 0 or 1 that are constant, counted from the front."""
-        rank = len(state.dims(given(node)))
-        axis = node.attributes.get_int("axis", 0)
-        axis = axis + rank if axis < 0 else axis
-        size, array = state.dims(given(node))[axis], state.array(node.inputs[1])
-        if array is None or array.ndim > 1 or size is None:
-            return axis, None
-        return axis, np.where(array < 0, array + size, array).astype(np.int64)
-
-
-class Concat(Rule):
-    """The inputs one behind the other."""
-
-    def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
-        axis, sizes = _parts(node, node.inputs, state)
-        if None in sizes:
-            return [None]
-        facts = [state.known(value) for value in node.inputs if value is not None]
-        masks = [_wide(fact.mask, axis, size or 1) for fact, size in zip(facts, sizes, strict=True)]
-        values = [_wide(fact.values, axis, size or 1) for fact, size in zip(facts, sizes, strict=True)]
-        return [Known(_joined(masks, axis), _joined(values, axis))]
-
-    def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
-        axis, sizes = _parts(node, node.inputs, state)
-        wanted = state.wanted(node.outputs[0])
-        if None in sizes or wanted.shape[axis] == 1:
-            return [any_along(wanted, [axis])] * len(node.inputs)
-        stops = np.cumsum([size or 0 for size in sizes])[:-1]
-        return list(np.split(wanted, stops, axis))
-
-    def agree(self, node: ir.Node, state: State) -> None:
-        axis, sizes = _parts(node, node.inputs, state)
-        _agree_in_parts(node, node.outputs[0], node.inputs, axis, sizes, state)
-
-
-class Split(Rule):
-    """The other way round."""
-
-    def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
-        axis, sizes = _parts(node, node.outputs, state)
-        known = state.known(given(node))
-        if None in sizes:
-            return [known.same_along([axis])] * len(sizes)
-        size = state.dims(given(node))[axis] or 1
-        stops = np.cumsum([part or 0 for part in sizes])[:-1]
-        masks = np.split(_wide(known.mask, axis, size), stops, axis)
-        values = np.split(_wide(known.values, axis, size), stops, axis)
-        return [Known(mask, value) for mask, value in zip(masks, values, strict=True)]
-
-    def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
-        axis, sizes = _parts(node, node.outputs, state)
-        flags = [state.wanted(out) for out in node.outputs]
-        if None in sizes:
-            found = any_along(np.logical_or.reduce(np.broadcast_arrays(*flags)), [axis])
-        else:
-            found = _joined([_wide(part, axis, size or 1) for part, size in zip(flags, sizes, strict=True)], axis)
-        return [found, *[None] * (len(node.inputs) - 1)]
-
-    def agree(self, node: ir.Node, state: State) -> None:
-        axis, sizes = _parts(node, node.outputs, state)
-        for other in node.inputs[1:]:
-            state.pin(other, None, f"{label(node)} reads sizes")
-        said = node.inputs[1] if len(node.inputs) > 1 else None
-        if said is not None and state.array(said) is None:
-            state.pin_all(node, f"{label(node)} computes its sizes")
-            return
-        _agree_in_parts(node, given(node), node.outputs, axis, sizes, state)
-
-    def rewrite(self, node: ir.Node, state: State) -> None:
-        axis, sizes = _parts(node, node.outputs, state)
-        if None in sizes or not any((c := state.cut(out, axis)) is not None and c.gone.any() for out in node.outputs):
-            return
-        cuts = [state.cut(out, axis) for out in node.outputs]
-        left = [int(size or 0) if cut is None else cut.left for cut, size in zip(cuts, sizes, strict=True)]
-        if "split" in node.attributes:
-            node.attributes["split"] = ir.AttrInt64s("split", left)
-        elif len(node.inputs) > 1 and node.inputs[1] is not None:
-            if left != sizes:
-                write_entries(node, 1, dict(enumerate(left)), state)
-        elif len(set(left)) > 1:
-            node.attributes.pop("num_outputs", None)
-            node.resize_inputs(2)
-            node.replace_input_with(1, state.constant(f"{node.outputs[0].name}_sizes", np.array(left, np.int64)))
-
-
-def _agree_in_parts(
-    node: ir.Node,
-    whole: ir.Value,
-    parts: Sequence[ir.Value | None],
-    axis: int,
-    sizes: Sequence[int | None],
-    state: State,
-) -> None:
-    name, start = label(node), 0
-    for other in range(len(state.dims(whole))):
-        if other != axis:
-            for part in parts:
-                state.tie(part, other, whole, other, f"{name} has an axis of dynamic size there")
-    if None in sizes:
-        for value in (whole, *parts):
-            state.pin(value, [axis], f"{name} has an axis of dynamic size there")
-        return
-    total = state.dims(whole)[axis]
-    for part, size in zip(parts, sizes, strict=True):
-        assert part is not None
-        index = np.full(total or 1, -1, np.int64)
-        index[start : start + (size or 0)] = np.arange(size or 0)
-        start += size or 0
-        tie_places(part, axis, whole, axis, index, name, state)
-
-
 def tie_places(value: ir.Value, axis: int, out: ir.Value, other: int, index: Indices, name: str, state: State) -> None:
     """Positions of `value` and of `out` go together, where out[j] is value[index[j]]; -1 ties to nothing."""
     one, two = state.cut(value, axis), state.cut(out, other)
@@ -434,39 +253,16 @@ def given(node: ir.Node) -> ir.Value:
     return value
 
 
-def _indices(node: ir.Node) -> ir.Value:
-    value = node.inputs[1]
-    assert value is not None
-    return value
-
-
 def _order(node: ir.Node, state: State) -> list[int]:
     rank = len(state.dims(given(node)))
     return list(node.attributes.get_ints("perm", range(rank - 1, -1, -1)))
 
 
-def _parts(node: ir.Node, values: Sequence[ir.Value | None], state: State) -> tuple[int, list[int | None]]:
-    """The axis that is split or joined, and the parts' sizes along it."""
-    parts = [state.dims(value) for value in values if value is not None]
-    axis = node.attributes.get_int("axis", 0)
-    axis = axis + len(parts[0]) if axis < 0 else axis
-    return axis, [dims[axis] for dims in parts]
-
-
-def _wide(array: Array, axis: int, size: int) -> Array:
+def widened(array: Array, axis: int, size: int) -> Array:
+    """The array with this extent along the axis."""
     shape = list(array.shape)
     shape[axis] = size
     return np.broadcast_to(array, shape)
-
-
-def _joined(arrays: Sequence[Array], axis: int) -> Array:
-    shapes = [list(array.shape) for array in arrays]
-    common = [max(shape[other] for shape in shapes) for other in range(len(shapes[0]))]
-    wide = [
-        np.broadcast_to(array, [array.shape[o] if o == axis else size for o, size in enumerate(common)])
-        for array in arrays
-    ]
-    return np.concatenate(wide, axis)
 
 
 def _constants(node: ir.Node, index: int, state: State) -> list[int] | None:
