@@ -49,7 +49,8 @@ class Width:
     importance: str = "activation"
     multiple_of: Annotated[int, Field(ge=1, le=4096)] = 1
     repair: Literal["least_squares", "none"] = "least_squares"
-    ridge: Annotated[float, Field(gt=0, le=1)] = 0.01
+    # Far above the other steps': every layer reads a stream that lost something, and a closer fit would over-correct.
+    ridge: Annotated[float, Field(gt=0, le=100)] = 1.0
 
     @field_validator("importance")
     @classmethod
