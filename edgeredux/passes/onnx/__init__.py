@@ -5,6 +5,7 @@ TABLE = {
     "gelu": "edgeredux.passes.onnx.gelu:Gelu",
     "fuse": "edgeredux.passes.onnx.fuse:Fuse",
     "dead_structure": "edgeredux.passes.onnx.dead_structure:DeadStructure",
+    "low_rank": "edgeredux.passes.onnx.low_rank:LowRank",
     "tile": "edgeredux.passes.onnx.tile:Tile",
     "residual_sum": "edgeredux.passes.onnx.residual_sum:ResidualSum",
     "fix_shapes": "edgeredux.passes.onnx.fix_shapes:FixShapes",
