@@ -187,6 +187,8 @@ class Recipe(_Section):
         data["reduce"] = [{name: options} for name, options in self.reduce]
         for name, section in self.artifacts.items():
             data["artifacts"][name]["passes"] = [{step: options} for step, options in section.passes]
+            if not section.cache:
+                del data["artifacts"][name]["cache"]  # so that recipes of before it was there keep their hash
         return data
 
     def sha256(self) -> str:

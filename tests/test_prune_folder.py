@@ -186,7 +186,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(dense: Path, tmp_p
 
 
 def test_interrupted_by_hand_is_one_line_and_goes_on(dense: Path, tmp_path: Path) -> None:
-    arguments = (dense, "--out", tmp_path / "out", "--texts", 32, "--tokens", 64)
+    arguments = (dense, "--out", tmp_path / "out", "--texts", 256, "--tokens", 64)
     child = subprocess.Popen(
         command(*arguments),
         stdout=subprocess.PIPE,
@@ -205,8 +205,8 @@ def test_interrupted_by_hand_is_one_line_and_goes_on(dense: Path, tmp_path: Path
     assert child.returncode == 2, errors
     assert errors == "edgeredux: interrupted; finished steps are kept, the same command goes on where it was\n"
     assert not (tmp_path / "out").exists()
-    edgeredux.prune_folder(str(dense), tmp_path / "out", texts=32, tokens=64)
-    edgeredux.prune_folder(str(dense), tmp_path / "whole", texts=32, tokens=64)
+    edgeredux.prune_folder(str(dense), tmp_path / "out", texts=256, tokens=64)
+    edgeredux.prune_folder(str(dense), tmp_path / "whole", texts=256, tokens=64)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
