@@ -5,4 +5,5 @@ TABLE = {
     "litert": "edgeredux.runners.litert:Litert",
     "vela": "edgeredux.runners.vela:Vela",
     "qnn": "edgeredux.runners.qnn:Qnn",
+    "ssh": "edgeredux.runners.ssh:Ssh",
 }

@@ -1,0 +1,1 @@
+"""Another device: commands and files over a link, the agent started there, its result brought back."""

@@ -1,0 +1,154 @@
+"""Files to a device and back, resumed where a lost connection left them; a folder there is whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeredux.agent import store
+from edgeredux.artifact import sha256_file
+from edgeredux.errors import ArtifactError, EnvironmentProblem, StorageError
+from edgeredux.remote.link import CommandFailed, Dropped, Link
+
+_SOURCE = Path(store.__file__).read_text(encoding="utf-8")
+_PIECE = 1 << 18
+TRIES = 8  # connections lost in a row, with nothing achieved between them, before giving up
+
+
+class Patience:
+    """Counts lost connections; sleeps before the next try, longer each time, and gives up after TRIES in a row."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self.total = 0
+
+    def again(self, problem: Dropped) -> None:
+        """Sleep, or raise EnvironmentProblem when it was enough."""
+        self.lost += 1
+        self.total += 1
+        if self.lost >= TRIES:
+            raise EnvironmentProblem(f"{problem} ({TRIES} times in a row)") from problem
+        time.sleep(min(0.25 * 2**self.lost, 15.0))
+
+
+def tell(link: Link, command: str, root: str, *more: str, given: Any = ()) -> dict[str, Any]:
+    """The answer of a command of `edgeredux.agent.store` on the device. Raises the error it names."""
+    try:
+        printed = link.run([link.python, "-B", "-c", _SOURCE, command, root, *more], given)
+    except CommandFailed as problem:
+        printed = problem.output
+        if not printed.strip().startswith(b"{"):
+            raise
+    try:
+        answer = json.loads(printed)
+    except ValueError as problem:
+        raise EnvironmentProblem(
+            f"{link.host}: {link.python} gave an answer that is none: {printed[:80]!r}"
+        ) from problem
+    if "error" in answer:
+        kind, said = answer["kind"], f"{link.host}: {answer['error']}"
+        if kind == "no_space":
+            raise StorageError(f"{said} (no space left on the device; free some there)")
+        if kind in ("cut", "differs"):
+            raise Dropped(said)
+        raise StorageError(said)
+    return dict(answer)
+
+
+def push(link: Link, root: str, files: Mapping[str, Path], patience: Patience) -> int:
+    """Bring the files (name there -> path here) into the folder `root` there, which is renamed into place when whole.
+
+    Raises StorageError where the device's disk is full (what was sent is taken away again). Answers with the bytes
+    sent, which are fewer than the files' where an earlier try left some.
+    """
+    hashes = {name: sha256_file(path) for name, path in files.items()}
+    incoming, sent = root + ".incoming", _Count()
+    while True:
+        before = sent.bytes
+        try:
+            have = tell(link, "state", incoming)
+            left = _left(files, hashes, have["files"])
+            need = sum(path.stat().st_size - offset for _, path, offset in left)
+            if need > have["free_bytes"]:
+                raise StorageError(
+                    f"{link.host}: {need / 1e6:.1f} MB are to be sent, {have['free_bytes'] / 1e6:.1f} MB are free on "
+                    f"the disk of {root} (no space left on the device)"
+                )
+            if left:
+                tell(link, "put", incoming, given=_stream(left, hashes, sent))
+            tell(link, "commit", incoming, root, given=[json.dumps(hashes).encode()])
+            return sent.bytes
+        except Dropped as problem:
+            if sent.bytes > before:
+                patience.lost = 0
+            patience.again(problem)
+            if _is_whole(link, root, hashes):  # the rename was made, only its answer was lost
+                return sent.bytes
+        except StorageError:
+            tell(link, "remove", incoming)
+            raise
+
+
+class _Count:
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+def _is_whole(link: Link, root: str, hashes: Mapping[str, str]) -> bool:
+    try:
+        have = tell(link, "state", root)
+    except Dropped:
+        return False
+    return bool(hashes) and {name: item[1] for name, item in have["files"].items()} == dict(hashes)
+
+
+def _left(
+    files: Mapping[str, Path], hashes: Mapping[str, str], have: Mapping[str, Sequence[Any]]
+) -> list[tuple[str, Path, int]]:
+    left = []
+    for name, path in files.items():
+        if name in have and have[name][1] == hashes[name]:
+            continue
+        offset = 0
+        if name + store.PART in have:
+            size, digest = have[name + store.PART]
+            offset = size if size <= path.stat().st_size and _prefix(path, size) == digest else 0
+        left.append((name, path, offset))
+    return left
+
+
+def _prefix(path: Path, size: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while size and (piece := handle.read(min(size, 1 << 20))):
+            digest.update(piece)
+            size -= len(piece)
+    return digest.hexdigest()
+
+
+def _stream(left: Sequence[tuple[str, Path, int]], hashes: Mapping[str, str], sent: _Count) -> Iterator[bytes]:
+    for name, path, offset in left:
+        header = {"name": name, "size": path.stat().st_size, "sha256": hashes[name], "offset": offset}
+        yield json.dumps(header).encode() + b"\n"
+        with path.open("rb") as handle:
+            handle.seek(offset)
+            while piece := handle.read(_PIECE):
+                yield piece
+                sent.bytes += len(piece)
+
+
+def fetch(link: Link, root: str, name: str, to: Path, sha256: str | None, patience: Patience) -> Path:
+    """One file from there, asked for again where the connection was lost. Raises ArtifactError on another hash."""
+    while True:
+        try:
+            to.write_bytes(link.run([link.python, "-B", "-c", _SOURCE, "get", root, name, "0"]))
+            break
+        except Dropped as problem:
+            patience.again(problem)
+    if sha256 is not None and sha256_file(to) != sha256:
+        raise ArtifactError(f"{link.host}: {name} came back with other bytes than were written")
+    return to

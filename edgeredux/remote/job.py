@@ -1,0 +1,201 @@
+"""A job for the agent: its folder put together, sent, run through lost connections, brought back, removed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeredux import agent, delegates, machine
+from edgeredux.agent import process
+from edgeredux.artifact import sha256_file
+from edgeredux.errors import ArtifactError, EnvironmentProblem, StorageError, one_line
+from edgeredux.remote import files
+from edgeredux.remote.link import CommandFailed, Dropped, Link
+from edgeredux.seams import Feed
+
+_WAIT_S = 20.0
+_EMPTY = "# edgeredux's agent: only what runs on a device\n"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the agent is to do. Feeds by label, as a ProfileJob's."""
+
+    models: Mapping[str, Path]
+    latency: Mapping[str, Sequence[Feed]]
+    quality: Mapping[str, Sequence[Feed]]
+    threads: int
+    repeats: int
+    warmup: int
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came back: the agent's result, outputs by label, bytes sent, connections lost on the way."""
+
+    result: Mapping[str, Any]
+    outputs: Mapping[str, list[Feed]]
+    sent_bytes: int
+    lost: int
+
+
+def run(link: Link, folder: str, work: Work, scratch: Path) -> Done:
+    """Do it on the device, in `folder`/jobs there, which holds nothing of it afterwards.
+
+    The same work finds what an earlier, interrupted call left there, and goes on. Raises ArtifactError on a model the
+    device's runtime does not take, StorageError on a full disk, EnvironmentProblem on what is missing or was killed.
+    """
+    local = scratch / "device-job"
+    shutil.rmtree(local, ignore_errors=True)
+    local.mkdir(parents=True)
+    sent = assemble(work, local)
+    identity = hashlib.sha256((local / "job.json").read_bytes()).hexdigest()[:24]
+    root = f"{folder.rstrip('/')}/jobs/{identity}"
+    patience = files.Patience()
+    sent_bytes = 0
+    if not _answer(link, patience, root)["exists"]:
+        sent_bytes = files.push(link, root, sent, patience)
+    try:
+        _to_the_end(link, root, patience)
+        result = json.loads(
+            files.fetch(link, root, f"{process.OUT}/{process.RESULT}", local / "result.json", None, patience).read_text(
+                encoding="utf-8"
+            )
+        )
+        _check(link, result)
+        outputs = {}
+        for label, (name, digest) in zip(work.models, result["outputs"].items(), strict=True):
+            path = files.fetch(link, root, f"{process.OUT}/{name}", local / name, digest, patience)
+            outputs[label] = read_feeds(path)
+        return Done(result, outputs, sent_bytes, patience.total)
+    finally:
+        _clean(link, root)
+        shutil.rmtree(local, ignore_errors=True)
+
+
+def assemble(work: Work, local: Path) -> dict[str, Path]:
+    """The job's files, name there -> path here; job.json and feeds are written into `local`."""
+    sent: dict[str, Path] = {}
+    for module in sorted(Path(agent.__file__).parent.glob("*.py")):
+        sent[f"edgeredux/agent/{module.name}"] = module
+    sent["edgeredux/machine.py"] = Path(machine.__file__)
+    sent["edgeredux/delegates.py"] = Path(delegates.__file__)
+    (local / "package.py").write_text(_EMPTY, encoding="utf-8")
+    sent["edgeredux/__init__.py"] = local / "package.py"
+    models = {}
+    for label, path in work.models.items():
+        if not path.is_file():
+            raise ArtifactError(f"{path}: no such file")
+        models[label] = f"models/{sha256_file(path)[:16]}/{path.name}"
+        sent[models[label]] = path
+        beside = path.with_name(path.name + ".data")
+        if beside.is_file():
+            sent[models[label] + ".data"] = beside
+    said: dict[str, Any] = {"models": models, "latency": {}, "quality": {}}
+    for kind, given in (("latency", work.latency), ("quality", work.quality)):
+        for label in models:
+            written = write_feeds(given[label], local / "feeds.npz")
+            name = f"feeds-{sha256_file(written)[:24]}.npz"
+            sent[name] = written.replace(local / name)
+            said[kind][label] = name
+    said.update(threads=work.threads, repeats=work.repeats, warmup=work.warmup, options=dict(work.options))
+    said["files"] = {name: sha256_file(path) for name, path in sorted(sent.items())}
+    (local / "job.json").write_text(json.dumps(said, indent=1, sort_keys=True), encoding="utf-8")
+    sent["job.json"] = local / "job.json"
+    return sent
+
+
+def write_feeds(feeds: Sequence[Feed], path: Path) -> Path:
+    """The feeds as an .npz file of arrays "00000/input"; the same feeds give the same bytes."""
+    arrays = {f"{number:05d}/{name}": value for number, feed in enumerate(feeds) for name, value in feed.items()}
+    with path.open("wb") as handle:
+        np.savez(handle, **arrays)  # type: ignore[arg-type]
+    return path
+
+
+def read_feeds(path: Path) -> list[Feed]:
+    """What `write_feeds` wrote. Raises ArtifactError on a file that is no such thing."""
+    found: dict[int, Feed] = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            for key in archive.files:
+                number, _, name = key.partition("/")
+                found.setdefault(int(number), {})[name] = archive[key]
+    except (OSError, ValueError, EOFError) as problem:
+        raise ArtifactError(
+            one_line(f"{path.name}: the device sent outputs that cannot be read: {problem}")
+        ) from problem
+    return [found[number] for number in sorted(found)]
+
+
+def _answer(link: Link, patience: files.Patience, root: str) -> dict[str, Any]:
+    while True:
+        try:
+            found = files.tell(link, "state", root)
+            patience.lost = 0
+            return found
+        except Dropped as problem:
+            if patience.total == 0 and "lost or not made" in str(problem):
+                raise EnvironmentProblem(f"{problem}; is the device on, and the address right?") from problem
+            patience.again(problem)
+
+
+def _command(link: Link, root: str, command: str, *more: str) -> dict[str, Any]:
+    printed = link.run([link.python, "-B", "-c", process.BOOT, root, command, root, *more], patience_s=_WAIT_S + 60)
+    try:
+        return dict(json.loads(printed))
+    except ValueError as problem:
+        raise EnvironmentProblem(f"{link.host}: the agent gave no answer but {printed[:80]!r}") from problem
+
+
+def _to_the_end(link: Link, root: str, patience: files.Patience) -> None:
+    rebooted = 0
+    while True:
+        try:
+            said = _command(link, root, "wait", str(_WAIT_S))
+            patience.lost = 0
+            if said["state"] == "done":
+                return
+            if said["state"] == "killed":
+                raise EnvironmentProblem(
+                    f"{link.host}: the agent was killed there while it worked (out of memory, or by hand); nothing of "
+                    "it was kept, type the same command again"
+                )
+            if said["state"] == "rebooted":
+                rebooted += 1
+                if rebooted > 2:
+                    raise EnvironmentProblem(f"{link.host}: started anew three times while the model ran")
+            if said["state"] in ("absent", "rebooted"):
+                _command(link, root, "start")
+        except Dropped as problem:
+            patience.again(problem)
+
+
+def _check(link: Link, result: Mapping[str, Any]) -> None:
+    if "error" not in result:
+        return
+    message = f"{link.host}: {result['error']}"
+    if result["kind"] == "runtime":
+        raise EnvironmentProblem(message)
+    raise (StorageError if result["kind"] == "no_space" else ArtifactError)(message)
+
+
+def _clean(link: Link, root: str) -> None:
+    """Stop what runs and take the job's folder away; a device that is gone keeps it until the same work comes again."""
+    for attempt in range(3):
+        try:
+            if files.tell(link, "state", root)["exists"]:
+                _command(link, root, "stop")
+            files.tell(link, "remove", root)
+            return
+        except (Dropped, CommandFailed):
+            if attempt == 2:
+                return

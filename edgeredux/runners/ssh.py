@@ -1,0 +1,140 @@
+"""A Linux device over ssh: its own runtime under our agent, everything measured there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from edgeredux import measure
+from edgeredux.artifact import Format
+from edgeredux.errors import EnvironmentProblem
+from edgeredux.readings import AnyReading, Missing, Reading
+from edgeredux.remote import files, job
+from edgeredux.remote.link import HOST_VARIABLE, Dropped, Link
+from edgeredux.runners import inputs, options, together
+from edgeredux.runners.litert import Resolver
+from edgeredux.seams import DeviceProfile, ProfileJob
+
+WHERE = "runner ssh"
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Options:
+    """What a target may set. What is left out, ssh_config decides; `host` may be absent and
+    EDGEREDUX_SSH_HOST say [USER@]HOST[:PORT].
+
+    `folder`: where the agent works there, below the home folder unless absolute. `optimization` is for .onnx files,
+    `resolver` for .tflite ones, as in the runners onnxruntime and litert.
+    """
+
+    host: str = ""
+    port: int = Field(default=0, ge=0, le=65535)
+    user: str = ""
+    key: str = ""
+    known_hosts: str = ""
+    python: str = "python3"
+    folder: str = ".cache/edgeredux"
+    optimization: Literal["all", "extended", "basic", "none"] = "all"
+    resolver: Resolver = "xnnpack"
+
+
+def link_of(given: Options) -> Link:
+    """How to reach the device, checked. Raises EnvironmentProblem when no host is named."""
+    host, port, user = given.host, given.port, given.user
+    if not host:
+        named = os.environ.get(HOST_VARIABLE, "")
+        if not named:
+            raise EnvironmentProblem(
+                f"{WHERE}: no device is named; name it with the target's option host or {HOST_VARIABLE}=USER@HOST:PORT"
+            )
+        before, at, after = named.rpartition("@")
+        user = before if at else user
+        host, colon, number = after.rpartition(":")
+        if colon and number.isdigit() and ":" not in host:
+            port = int(number)
+        else:
+            host = after
+    link = Link(host, port, user, given.key, given.known_hosts, given.python)
+    link.check()
+    return link
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Ssh:
+    """The agent goes along with the files, checks every hash, and works in a session of its own, so that it outlives a
+    lost connection. Each file alone for memory and placement, then all together for time and energy, as the runners of
+    this machine do. The device holds nothing of it afterwards.
+    """
+
+    format: Format = dataclasses.field(default="onnx", init=False)
+
+    def check(self, options_: Mapping[str, Any]) -> None:
+        """Raise TargetError on wrong options, EnvironmentProblem, one line, on a device that cannot be used."""
+        given = options.read(Options, options_, WHERE)
+        link = link_of(given)
+        try:
+            found = files.tell(link, "state", f"{given.folder}/jobs/none")
+        except Dropped as problem:
+            raise EnvironmentProblem(f"{problem}; is the device on, and the address right?") from problem
+        if tuple(found["python"]) < (3, 8):
+            version = ".".join(map(str, found["python"]))
+            raise EnvironmentProblem(f"{link.host}: {link.python} is Python {version}; the agent takes 3.8 or newer")
+
+    def profile(self, job_: ProfileJob) -> dict[str, DeviceProfile]:
+        """latency_ms, throughput_per_s and memory_mb measured there; energy_mj by the device's sensors, or Missing."""
+        given = options.read(Options, job_.options, WHERE)
+        link = link_of(given)
+        longest = max(inputs.distinct_shapes(job_.latency_feeds[label]) for label in job_.artifacts)
+        work = job.Work(
+            models=job_.artifacts,
+            latency=job_.latency_feeds,
+            quality=job_.quality_feeds,
+            threads=job_.threads,
+            repeats=job_.repeats,
+            warmup=max(job_.warmup, longest),
+            options={"optimization": given.optimization, "resolver": given.resolver},
+        )
+        done = job.run(link, given.folder, work, job_.scratch)
+        return {label: _profile(job_, label, work, done) for label in job_.artifacts}
+
+
+def _profile(job_: ProfileJob, label: str, work: job.Work, done: job.Done) -> DeviceProfile:
+    alone, shared = done.result["alone"][label], done.result["together"]
+    machine = {**shared["machine"], "threads": job_.threads}
+    timing = measure.Timing(
+        {name: tuple(map(float, values)) for name, values in shared["samples_ms"].items()},
+        len(job_.latency_feeds[label]),
+        job_.threads,
+        work.warmup,
+        machine,
+    )
+    runtime = f"{alone['runtime']} on {machine['cpu_model']} over ssh"
+    energy = {label: _energy(shared["energy"].get(label, {"missing": "not taken"}))}
+    found = together.Together(timing, energy, done.outputs)
+    return together.device_profile(
+        job_,
+        label,
+        found,
+        Reading(float(alone["memory_mb"]), "MB", "measured", how=alone["how"]),
+        runtime,
+        placement=alone["placement"],
+        fallbacks=tuple(alone.get("fallbacks", ())),
+        facts={
+            "runtime": alone["runtime"],
+            "operators": alone.get("operators", {}),
+            "python": shared["python"],
+            "sent_bytes": done.sent_bytes,
+            "connections_lost": done.lost,
+        },
+    )
+
+
+def _energy(said: Mapping[str, Any]) -> AnyReading:
+    if "missing" in said:
+        return Missing(said["missing"])
+    return Reading(float(said["mj"]), "mJ", "measured", n=int(said["n"]), how=said["how"])

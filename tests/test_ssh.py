@@ -1,0 +1,299 @@
+"""Runner ssh against a real OpenSSH server: the same answers as here, and what happens when things break."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from ssh_server import Server, keygen, serve
+
+from edgeredux.errors import ArtifactError, EnvironmentProblem, StorageError, TargetError
+from edgeredux.execute import execute
+from edgeredux.readings import Missing, Reading
+from edgeredux.runners.ssh import Ssh
+from edgeredux.seams import Feed, ProfileJob
+
+RNG = np.random.default_rng(6)
+HOSTILE = "a b'c\"d; $(touch INJECTED) `touch INJECTED`&|>x.onnx"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    folder = tmp_path / "sshd"
+    folder.mkdir()
+    yield from serve(folder)
+
+
+def network(path: Path, width: int = 64) -> Path:
+    """y = Relu(x [1, 32] @ w [32, width])."""
+    weights = RNG.normal(size=(32, width)).astype(np.float32) / 6
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 32])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, width])
+    graph = helper.make_graph(nodes, "g", [x], [y], [numpy_helper.from_array(weights, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    return path
+
+
+def feeds(count: int = 3) -> list[Feed]:
+    return [{"x": RNG.normal(size=(1, 32)).astype(np.float32)} for _ in range(count)]
+
+
+def job(
+    tmp_path: Path, artifacts: dict[str, Path], given: list[Feed], options: dict[str, Any], repeats: int = 8
+) -> ProfileJob:
+    return ProfileJob(
+        artifacts=artifacts,
+        latency_feeds=dict.fromkeys(artifacts, given),
+        quality_feeds=dict.fromkeys(artifacts, given),
+        options=options,
+        hardware={},
+        threads=1,
+        repeats=repeats,
+        warmup=1,
+        scratch=tmp_path / "scratch",
+        log=tmp_path / "log.txt",
+    )
+
+
+def left_there(server: Server) -> list[str]:
+    device = server.folder / "device"
+    return [path.name for path in (device / "jobs").glob("*")] if device.is_dir() else []
+
+
+def check_answers(profile: Any, path: Path, given: list[Feed], tmp_path: Path) -> None:
+    wanted = execute(path, given, log=tmp_path / "log.txt")
+    assert len(profile.outputs) == len(wanted)
+    for have, want in zip(profile.outputs, wanted, strict=True):
+        # The same runtime on the same processor; only the optimiser's order of additions may differ.
+        np.testing.assert_allclose(have["y"], want["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_profile_equals_the_reference_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    dense, reduced = network(tmp_path / "dense.onnx"), network(tmp_path / "reduced.onnx", 16)
+    given = feeds()
+    options = server.options()
+    Ssh().check(options)
+    found = Ssh().profile(job(tmp_path, {"dense": dense, "reduced": reduced}, given, options))
+    for label, path in (("dense", dense), ("reduced", reduced)):
+        profile = found[label]
+        check_answers(profile, path, given, tmp_path)
+        latency, memory = profile.readings["latency_ms"], profile.readings["memory_mb"]
+        assert isinstance(latency, Reading)
+        assert latency.source == "measured"
+        assert "over ssh" in latency.how
+        assert "interleaved with" in latency.how
+        assert latency.n == 8
+        assert isinstance(memory, Reading)
+        assert memory.value > 0
+        assert profile.placement["CPUExecutionProvider"] >= 1
+        assert profile.machine["cores"] >= 1
+        energy = profile.readings["energy_mj"]
+        assert isinstance(energy, Reading) or (isinstance(energy, Missing) and energy.reason)
+    assert left_there(server) == []
+
+
+def test_hostile_names_are_only_names(server: Server, tmp_path: Path) -> None:
+    path = network(tmp_path / HOSTILE.replace("/", ""))
+    given = feeds()
+    folder = server.folder / "de vice'; $(touch INJECTED)"
+    found = Ssh().profile(job(tmp_path, {"dense": path}, given, server.options(folder=str(folder))))
+    check_answers(found["dense"], path, given, tmp_path)
+    assert not [*tmp_path.rglob("INJECTED"), *Path.home().glob("INJECTED"), *Path.cwd().glob("INJECTED")]
+    for host in ("-oProxyCommand=touch INJECTED", "a;b", "a b", ""):
+        with pytest.raises((TargetError, EnvironmentProblem)):
+            Ssh().check(server.options(host=host))
+
+
+def test_wrong_host_key_is_refused(server: Server, tmp_path: Path) -> None:
+    other = keygen(tmp_path / "other")
+    (server.folder / "known_hosts").write_text(f"[127.0.0.1]:{server.port} {other}", encoding="ascii")
+    with pytest.raises(EnvironmentProblem, match="host key is another than the known one") as changed:
+        Ssh().check(server.options())
+    assert "ssh-keygen -R" in str(changed.value)
+    assert "\n" not in str(changed.value)
+    (server.folder / "known_hosts").write_text("", encoding="ascii")
+    with pytest.raises(EnvironmentProblem, match="host key is not known"):
+        Ssh().check(server.options())
+    assert not (server.folder / "device").exists()
+
+
+def test_what_is_not_there_is_said_in_one_line(server: Server, tmp_path: Path) -> None:
+    for options, said in (
+        (server.options(python="/no/python3"), "install Python 3.8"),
+        (server.options(key=str(server.folder / "host")), "does not let us in"),
+        (server.options(port=1), "is the device on"),
+    ):
+        with pytest.raises(EnvironmentProblem, match=said) as problem:
+            Ssh().check(options)
+        assert "\n" not in str(problem.value)
+
+
+def test_connection_cut_within_the_push_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
+    path = network(tmp_path / "large.onnx", 40_000)  # 5 MB
+    size = path.stat().st_size
+    python = server.device_python(
+        "if 'put' in words and first('put'):\n"
+        "    child = subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE)\n"
+        "    left = 3_000_000\n"
+        "    while left:\n"
+        "        piece = os.read(0, min(left, 65536))\n"
+        "        child.stdin.write(piece)\n"
+        "        left -= len(piece)\n"
+        "    child.stdin.close()\n"
+        "    child.wait()\n"
+        "    cut()\n"
+        "    sys.exit(1)\n"
+    )
+    given = feeds(1)
+    found = Ssh().profile(job(tmp_path, {"dense": path}, given, server.options(python=python)))["dense"]
+    check_answers(found, path, given, tmp_path)
+    assert (server.folder / "mark-put").exists()
+    assert found.facts["connections_lost"] == 1
+    # The 3 MB that had arrived are not sent again; the agent and the feeds are less than 100 kB.
+    assert size < found.facts["sent_bytes"] <= 2 * size + 200_000 - 3_000_000
+    assert left_there(server) == []
+
+
+def test_connection_cut_within_the_run(server: Server, tmp_path: Path) -> None:
+    path = network(tmp_path / "a.onnx")
+    python = server.device_python(
+        "if 'wait' in words and 'start' not in words and first('wait'):\n    pass\nelif 'wait' in words and first('again'):\n    cut()\n    sys.exit(1)\n"
+    )
+    given = feeds()
+    found = Ssh().profile(job(tmp_path, {"dense": path}, given, server.options(python=python)))["dense"]
+    check_answers(found, path, given, tmp_path)
+    assert (server.folder / "mark-again").exists()
+    assert found.facts["connections_lost"] == 1
+    assert left_there(server) == []
+
+
+def test_killed_agent(server: Server, tmp_path: Path) -> None:
+    path = network(tmp_path / "a.onnx")
+    # The second `wait` finds the supervisor dead: it is killed just before.
+    python = server.device_python(
+        "import json\n"
+        "if 'wait' in words:\n"
+        f"    for said in Path({str(server.folder)!r}, 'device', 'jobs').glob('*/out/pid.json'):\n"
+        "        os.killpg(json.loads(said.read_text())['pid'], signal.SIGKILL)\n"
+        "        first('killed')\n"
+    )
+    with pytest.raises(EnvironmentProblem, match="agent was killed") as problem:
+        Ssh().profile(job(tmp_path, {"dense": path}, feeds(), server.options(python=python), repeats=500_000))
+    assert (server.folder / "mark-killed").exists()
+    assert "\n" not in str(problem.value)
+    assert left_there(server) == []
+
+
+def test_device_that_started_anew(server: Server, tmp_path: Path) -> None:
+    path = network(tmp_path / "a.onnx")
+    python = server.device_python(
+        "import json\n"
+        "if 'wait' in words:\n"
+        f"    for said in Path({str(server.folder)!r}, 'device', 'jobs').glob('*/out/pid.json'):\n"
+        "        if first('boot'):\n"
+        "            found = json.loads(said.read_text())\n"
+        "            os.killpg(found['pid'], signal.SIGKILL)\n"
+        "            said.write_text(json.dumps({**found, 'boot': 'another'}))\n"
+    )
+    given = feeds()
+    found = Ssh().profile(job(tmp_path, {"dense": path}, given, server.options(python=python), repeats=100_000))[
+        "dense"
+    ]
+    assert (server.folder / "mark-boot").exists()
+    check_answers(found, path, given, tmp_path)
+
+
+def test_no_space(server: Server, tmp_path: Path) -> None:
+    path = network(tmp_path / "large.onnx", 40_000)
+    python = server.device_python(
+        "import resource\nif 'put' in words:\n    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+    )
+    with pytest.raises(StorageError, match="no space left on the device") as problem:
+        Ssh().profile(job(tmp_path, {"dense": path}, feeds(), server.options(python=python)))
+    assert "\n" not in str(problem.value)
+    assert left_there(server) == []
+
+
+def test_a_file_that_is_no_model(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "no.onnx"
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(ArtifactError, match="cannot load it"):
+        Ssh().profile(job(tmp_path, {"dense": path}, feeds(), server.options()))
+    assert left_there(server) == []
+
+
+def test_what_goes_to_a_device_needs_python_3_8_and_the_standard_library_alone() -> None:
+    import ast
+    import sys
+
+    from edgeredux import agent, delegates, machine
+
+    allowed = {*sys.stdlib_module_names, "edgeredux"}
+    for path in (*Path(agent.__file__).parent.glob("*.py"), Path(machine.__file__), Path(delegates.__file__)):
+        tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
+        for node in tree.body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert name.partition(".")[0] in allowed, f"{path.name} imports {name}"
+                assert not name.startswith("edgeredux.") or name.split(".")[1] in ("agent", "machine", "delegates")
+
+
+def test_sensors_that_freeze_wrap_or_jump() -> None:
+    from edgeredux.agent.energy import Sensor, Silent, watts
+
+    counter = Sensor("counter", lambda: 0.0, True, wraps_j=10.0)
+    # 2 W by definition, the counter starting again at 10 J twice on the way.
+    steady = [(t / 4, (t / 2) % 10.0) for t in range(45)]
+    assert watts(counter, steady, 11.0) == pytest.approx(2.0)
+    with pytest.raises(Silent, match="does not say where it wraps"):
+        watts(counter._replace(wraps_j=None), steady, 11.0)
+    with pytest.raises(Silent, match="more than its range"):
+        watts(counter, [*steady[:30], (9.0, -50.0)], 9.0)
+    with pytest.raises(Silent, match="stood still"):
+        watts(counter, [(0.0, 5.0)], 2.0)
+    with pytest.raises(Silent, match="20 are needed"):
+        watts(counter, steady[:19], 2.0)
+    # A power sensor: 1 W for half of the time and 3 W for the other.
+    power = Sensor("power", lambda: 0.0, False)
+    assert watts(power, [(t / 10, 1.0 + 2.0 * (t % 2)) for t in range(41)], 4.0) == pytest.approx(2.0)
+
+
+def test_sensors_are_found_in_sys(tmp_path: Path) -> None:
+    from edgeredux.agent import condition, energy
+
+    def put(place: str, text: str) -> None:
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+
+    with pytest.raises(energy.Silent, match=r"INA.*battery.*RAPL"):
+        energy.find(tmp_path)
+    put("class/powercap/intel-rapl:0/name", "package-0")
+    put("class/powercap/intel-rapl:0/energy_uj", "2500000")
+    put("class/powercap/intel-rapl:0/max_energy_range_uj", "262143328850")
+    found = energy.find(tmp_path)
+    assert (found.name, found.read(), found.wraps_j) == ("RAPL package-0", 2.5, 262143.32885)
+    put("class/power_supply/BAT0/type", "Battery")
+    put("class/power_supply/BAT0/status", "Discharging")
+    put("class/power_supply/BAT0/current_now", "-500000")
+    put("class/power_supply/BAT0/voltage_now", "4000000")
+    assert energy.find(tmp_path).read() == pytest.approx(2.0)  # 0.5 A at 4 V
+    put("class/hwmon/hwmon3/name", "ina3221")
+    for rail, label in ((1, "VDD_IN"), (2, "VDD_CPU")):
+        put(f"class/hwmon/hwmon3/in{rail}_label", label)
+        put(f"class/hwmon/hwmon3/in{rail}_input", "5000")
+        put(f"class/hwmon/hwmon3/curr{rail}_input", str(800 * rail))
+    found = energy.find(tmp_path)
+    assert (found.name, found.read()) == ("INA power monitor VDD_IN", pytest.approx(4.0))  # 5000 mV x 800 mA
+    put("devices/platform/soc/soc:firmware/get_throttled", "50005")
+    put("devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", "1500000")
+    state = condition.now(tmp_path)
+    assert state["firmware_throttling"] == ["under-voltage", "throttled"]
+    assert state["clock_mhz"] == {"cpu0": 1500.0}
