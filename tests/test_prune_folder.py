@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,8 @@ def test_interrupted_by_hand_is_one_line_and_goes_on(dense: Path, tmp_path: Path
         text=True,
         cwd=tmp_path,
         start_new_session=True,
+        # A suite that runs in the background ignores the interruption, and so would its children.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 300
     while not (tmp_path / "out.partial" / "progress.json").is_file():
