@@ -2,6 +2,8 @@
 
 stories260K    the 260,032-parameter Llama trained on TinyStories: 128 of its own samples calibrate, 200 others
                and three real stories judge
+demo           the demo model of the recipe llm-quickstart: the calibration part of its texts calibrates, the evaluation
+               part judges
 shakespeare    a decoder of about a million parameters, trained here on tinyshakespeare with its own BPE tokenizer
 """
 
@@ -20,6 +22,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import edgeredux
+from edgeredux.data import read_texts
 from edgeredux.model import Model
 from edgeredux.seams import Feed
 
@@ -63,6 +66,16 @@ def stories(data: Path) -> Decoder:
     judged: dict[str, Sequence[Feed]] = {"real stories": _encode(model, _stories(folder / "excerpts.txt"))}
     judged["its samples"] = _encode(model, sampled[-200:])
     return Decoder("stories260K", model, _encode(model, sampled[:128]), judged)
+
+
+def demo(source: str) -> tuple[Decoder, list[Feed]]:
+    """The demo model, and batches of the training part of its texts."""
+    model = edgeredux.load(source, max_length=_WINDOW)
+    parts = {
+        name: _encode(model, [example.text for example in examples])
+        for name, examples in read_texts("python-docs").parts.items()
+    }
+    return Decoder("demo", model, parts["calibration"], {"held-out": parts["evaluation"]}), parts["training"]
 
 
 def _stories(path: Path) -> list[str]:
