@@ -30,9 +30,9 @@ class DemoSettings:
 
 
 DEMOS: Mapping[str, DemoSettings] = {
-    # 3.6 million parameters, some seven passes over the texts.
+    # 3.6 million parameters, some seven passes over the texts in small batches: many updates of few texts.
     "llm": DemoSettings(
-        vocabulary=2048, hidden=192, ffn=512, layers=8, heads=8, kv_heads=4, steps=450, batch=32, learning_rate=2e-3
+        vocabulary=2048, hidden=192, ffn=512, layers=8, heads=8, kv_heads=4, steps=1800, batch=8, learning_rate=1e-3
     ),
     # The same way in seconds, for a first look at a recipe; it has learnt next to nothing.
     "llm-tiny": DemoSettings(
