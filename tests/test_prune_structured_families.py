@@ -109,9 +109,14 @@ def test_global_allocation_takes_from_where_nothing_is_lost(tmp_path: Path) -> N
 def test_a_unit_that_is_connected_with_others_is_found_out() -> None:
     module = torch.nn.Module()
     module.a, module.b = torch.nn.Linear(4, 6), torch.nn.Linear(6, 4)
-    module.forward = lambda x: module.b(module.a(x).softmax(-1))
-    axes = {"x": ("batch", None), "y": ("batch", None)}
-    base = vars(wrap(module, ("x",), "generic"))
-    model = Model(**{**base, "output_names": ("y",), "axes": axes, "is_transformers": False})
-    found = disproved(model, find(module), {"x": np.ones((2, 4), np.float32)})
-    assert "reaches 6" in found["b"]
+    for forward, why in (
+        (lambda x: module.b(module.a(x).softmax(-1)), "reaches 6"),
+        # Run twice, and only the second time as if nothing else were connected.
+        (lambda x: module.b(module.a(x).softmax(-1)) + module.b(module.a(x)), "reaches 6"),
+    ):
+        module.forward = forward
+        axes = {"x": ("batch", None), "y": ("batch", None)}
+        base = vars(wrap(module, ("x",), "generic"))
+        model = Model(**{**base, "output_names": ("y",), "axes": axes, "is_transformers": False})
+        found = disproved(model, find(module), {"x": np.ones((2, 4), np.float32)})
+        assert why in found["b"]

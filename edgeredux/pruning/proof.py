@@ -27,6 +27,7 @@ def disproved(model: Model, groups: Sequence[Group], feed: Feed) -> dict[str, st
 
 def _tried(model: Model, groups: Sequence[Group], feed: Feed, unit: int) -> dict[str, str]:
     wrong = {group.reader: "the calibration data never reaches it" for group in groups}
+    reached: set[str] = set()  # a reader that runs more than once must be right each time
 
     def poison(rows: torch.Tensor) -> Any:
         def hook(_: torch.nn.Module, given: Any, made: torch.Tensor) -> torch.Tensor:
@@ -37,9 +38,10 @@ def _tried(model: Model, groups: Sequence[Group], feed: Feed, unit: int) -> dict
     def look(group: Group) -> Any:
         def hook(_: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             ill = torch.isnan(given[0]).flatten(0, -2).any(0).nonzero()[:, 0].cpu()
-            if torch.equal(ill, group.columns[unit].sort().values):
-                wrong.pop(group.reader, None)
-            else:
+            if group.reader not in reached:
+                reached.add(group.reader)
+                del wrong[group.reader]
+            if not torch.equal(ill, group.columns[unit].sort().values):
                 wrong[group.reader] = f"a unit of {', '.join(group.writers)} reaches {len(ill)} of its inputs"
             return (torch.nan_to_num(given[0]), *given[1:])
 
