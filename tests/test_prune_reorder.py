@@ -92,6 +92,18 @@ def test_the_function_stays_and_tiles_keep_more(make: object, tmp_path: Path) ->
         assert parse("tile:2x4").violation(layer.matrix()) is None
 
 
+def test_units_whose_weights_are_all_zero_stay_as_they_stand(tmp_path: Path) -> None:
+    model = tiny_bert()
+    with torch.no_grad():
+        for name in ("intermediate.dense", "output.dense"):
+            model.module.get_submodule(f"encoder.layer.0.{name}").weight.zero_()
+    _, change = Prune(zeros=0.5, pattern="tile:2x4", reorder=True).apply(
+        model, context(model, tmp_path, tokens(model, (4, 12)))
+    )
+    assert "encoder.layer.1.output.dense" in change.details["reordered"]
+    assert "encoder.layer.0.output.dense" not in change.details["reordered"]
+
+
 def test_what_it_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="reorder is for pattern tile"):
         create("reduce step", "prune", {"pattern": "2:4", "reorder": True}, "test")

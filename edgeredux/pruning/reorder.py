@@ -45,10 +45,10 @@ def reordered(
                 continue
             order = best_order(group.units, made, read)
             stood = torch.arange(group.units)
-            whole = sum(float(one.scores.sum()) for one in made) + (0.0 if read is None else float(read.scores.sum()))
-            before, after = total_kept(stood, made, read) / whole, total_kept(order, made, read) / whole
             if torch.equal(order, stood):
                 continue
+            whole = sum(float(one.scores.sum()) for one in made) + (0.0 if read is None else float(read.scores.sum()))
+            before, after = total_kept(stood, made, read) / whole, total_kept(order, made, read) / whole
             everything = [*places(student.module, group), inputs(student.module, group.reader, group.columns)]
             _move(student.module, everything, order)
             said[group.reader] = {"kept_before": round(before, 4), "kept_after": round(after, 4)}
