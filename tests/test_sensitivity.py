@@ -308,6 +308,13 @@ def test_guided_pruning_loses_less_where_one_layer_does_nothing(tmp_path: Path) 
     assert losses["sensitivity"] < losses["uniform"]
 
 
+def test_a_layer_too_small_for_its_cells_is_named(tmp_path: Path) -> None:
+    model = bert()  # two blocks of 16 inputs in each band: a share of 0.4 takes neither
+    step = Prune(zeros=0.2, pattern="tile:4x16", allocation="sensitivity")
+    with pytest.raises(RecipeError, match=r"0.4 takes nothing of encoder.layer.0.attention.self.query .* exclude it"):
+        step.apply(model, context(model, tmp_path))
+
+
 def test_n_m_has_no_allocation() -> None:
     with pytest.raises(RecipeError, match="allocation"):
         create("reduce step", "prune", {"pattern": "2:4", "allocation": "sensitivity"}, "here")

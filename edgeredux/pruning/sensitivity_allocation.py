@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from edgeredux.closeness import Gauge
+from edgeredux.errors import RecipeError
 from edgeredux.model import Model
 from edgeredux.pruning.sensitivity import WeightScan, scan
 from edgeredux.pruning.work import Work
@@ -40,9 +41,18 @@ def sensitivity_shares(
 
 
 def loss_curves(model: Model, work: Work, context: ReduceContext, grid: tuple[float, ...]) -> dict[str, Points]:
-    """What the model loses where one of `work`'s layers alone has zeros, from (0, 0) on over the rising `grid`."""
-    gauge = Gauge(model, context.calibration, _SAMPLES)
+    """What the model loses where one of `work`'s layers alone has zeros, from (0, 0) on over the rising `grid`.
+
+    Raises RecipeError for a layer that is too small to lose a cell of the pattern even at the last share.
+    """
     what = WeightScan(work.method, work.pattern, grid)
+    for layer in work.layers:
+        if not what.levels(layer):
+            raise RecipeError(
+                f"allocation: sensitivity: a share of {grid[-1]:g} takes nothing of {layer.name} in pattern "
+                f"{work.pattern.name}; exclude it or ask for more zeros"
+            )
+    gauge = Gauge(model, context.calibration, _SAMPLES)
     found = scan(model, work.layers, what, gauge, context.calibration, context.seed, context.progress)
     return {name: [(0.0, 0.0), *zip(curve.zeros, curve.loss, strict=True)] for name, curve in found.items()}
 
