@@ -117,7 +117,11 @@ class SensitivityTable:
 
     @classmethod
     def from_csv(cls, text: str, how: str) -> SensitivityTable:
-        """A table of ours or of Distiller's. Raises DataError for other columns and for what is no number."""
+        """A table of ours or of Distiller's.
+
+        Raises DataError for other columns, for what is no number, and where the dense model's row (sparsity 0) or a
+        layer's others are missing.
+        """
         rows = list(csv.DictReader(io.StringIO(text)))
         columns = set(rows[0]) if rows else set()
         quality = next((name for name in ("quality", "top1") if name in columns), None)
@@ -131,19 +135,24 @@ class SensitivityTable:
                 (_number(row["sparsity"]), _number(row[quality]), _number(row["loss"]), error, task)
             )
         dense = next((point for found in points.values() for point in found if point[0] == 0), None)
+        if dense is None:
+            raise DataError("sensitivity table: no row has sparsity 0, so nothing is known of the dense model")
         return cls(
             tuple(_curve(layer, found) for layer, found in points.items()),
             loss_unit="loss",
             quality_unit="top-1 accuracy, %" if quality == "top1" else "quality",
             how=how,
-            dense_loss=dense[2] if dense is not None else 0.0,
-            dense_quality=dense[1] if dense is not None else 1.0,
-            dense_task_loss=dense[4] if dense is not None else None,
+            dense_loss=dense[2],
+            dense_quality=dense[1],
+            dense_task_loss=dense[4],
         )
 
 
 def _curve(layer: str, points: Sequence[Point]) -> LayerCurve:
-    zeros, quality, loss, error, task = zip(*sorted((p for p in points if p[0] > 0), key=lambda p: p[0]), strict=True)
+    pruned = sorted((point for point in points if point[0] > 0), key=lambda point: point[0])
+    if not pruned:
+        raise DataError(f"sensitivity table: {layer} has no row with sparsity above 0")
+    zeros, quality, loss, error, task = zip(*pruned, strict=True)
     return LayerCurve(layer, None, zeros, loss, quality, error, () if None in task else task)
 
 

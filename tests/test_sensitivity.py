@@ -340,6 +340,8 @@ def test_table_to_csv_and_back(tmp_path: Path) -> None:
         "a,b\n1,2\n",
         "parameter,sparsity,loss,top1\nx,0.5,much,1\n",
         "parameter,sparsity,loss,top1\nx,0.5,nan,1\n",
+        "parameter,sparsity,loss,top1\nx,0.5,1,70\n",
+        "parameter,sparsity,loss,top1\nx,0.0,1,70\n",
     ):
         with pytest.raises(DataError, match="sensitivity table"):
             SensitivityTable.from_csv(bad, "")
