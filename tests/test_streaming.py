@@ -334,6 +334,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(damage: Any, message: str, tmp_
         ({"allocation": "global"}, "allocation global"),
         ({"allocation": "sensitivity"}, "allocation sensitivity"),
         ({"method": "sparsegpt", "reference": "dense"}, "reference dense"),
+        ({"pattern": "tile:2x4", "reorder": True}, "reorder"),
         ({"pattern": "3x5"}, "does not fit"),
     ],
 )

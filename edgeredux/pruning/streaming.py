@@ -47,7 +47,8 @@ def prune_checkpoint(
     `model` is its skeleton (loading.skeleton). New files hold at most `shard_mb` million bytes of tensors each. The
     same call goes on after a kill (`out`.partial keeps what is finished), and returns what is there when it finished
     before. Raises RecipeError for what needs the whole model at once (gradients, allocations over all layers, the dense
-    model as reference), ModelError for a checkpoint that cannot be used, BundleError when `out` holds something else.
+    model as reference, another order of units), ModelError for a checkpoint that cannot be used, BundleError when `out`
+    holds something else.
     """
     blocks = _check(model, step)
     torch.set_num_threads(threads)
@@ -94,6 +95,8 @@ def _check(model: Model, step: Prune) -> list[str]:
         raise RecipeError(f"{alone} allocation {step.allocation}, which compares all layers beforehand; use uniform")
     if step.reference != "layer":
         raise RecipeError(f"{alone} reference {step.reference}, which runs the dense model beside; use layer")
+    if step.reorder:
+        raise RecipeError(f"{alone} reorder, which scores all layers beforehand; leave it out")
     step.check(model)
     homes: dict[str, None] = {}
     for layer in layers(model, step.exclude):

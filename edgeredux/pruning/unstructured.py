@@ -91,7 +91,8 @@ class Prune:
     @property
     def looks_at_inputs(self) -> bool:
         """Whether calibration data is passed through the model at all."""
-        return self.allocation in ("owl", "sensitivity") or method(self.method).needs != "weights"
+        guided = self.allocation in ("owl", "sensitivity") or self.reorder
+        return guided or method(self.method).needs != "weights"
 
     def check(self, model: Model) -> None:
         """Raise RecipeError or ModelError when no layer is left to prune or one does not take the pattern."""
