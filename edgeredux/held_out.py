@@ -56,18 +56,20 @@ def hold_out(context: ReduceContext, model: Model, every: int, samples: int) -> 
         for feeds in (context.calibration, context.training)
     ]
     if labelled == [False, True]:
-        held = singles(model, context.training)[:samples]
-        rest = list(context.calibration)
+        given = singles(model, context.training)
+        held, rest = given[:samples], list(context.calibration)
     else:
         given = singles(model, context.calibration)
         held = given[every - 1 :: every][:samples]
         left = [sample for place, sample in enumerate(given) if place % every != every - 1]
         rest = batches(model, left, next(iter(context.calibration[0].values())).shape[0]) if left else []
-    if len(held) < _FEWEST or not rest:
+    if len(held) < _FEWEST:
         raise DataError(
-            f"data: of {len(singles(model, context.calibration))} samples {len(held)} would be held out to judge by; "
-            f"at least {_FEWEST} are needed, so give more"
+            f"data: of {len(given)} samples {len(held)} would be held out to judge by; at least {_FEWEST} are needed, "
+            "so give more"
         )
+    if not rest:
+        raise DataError("data: there is no calibration data beside what is held out to judge by")
     return replace(context, calibration=rest), held
 
 

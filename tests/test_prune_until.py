@@ -168,6 +168,10 @@ def test_a_classifier_is_judged_by_labels_where_there_are_some(tmp_path: Path) -
     given, held = hold_out(recipe, model, 4, 256)
     assert len(given.calibration) == 8
     assert len(held) == 32
+    with pytest.raises(DataError, match="of 3 samples 3 would"):
+        hold_out(dataclasses.replace(recipe, training=singles(model, batches)[:3]), model, 4, 256)
+    with pytest.raises(DataError, match="no calibration data"):
+        hold_out(dataclasses.replace(recipe, calibration=[]), model, 4, 256)
     one_line = context(model, tmp_path, batches)
     given, held = hold_out(one_line, model, 4, 256)
     assert len(held) == 8
