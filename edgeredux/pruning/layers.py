@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from edgeredux.errors import ModelError, RecipeError
 from edgeredux.model import Model
+from edgeredux.sparsity.patterns import Pattern
 
 # Where Linears and their like take their inputs from; GPT-2 names its own kind of Linear Conv1D.
 KINDS = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv1d, Conv1D)
@@ -99,6 +100,15 @@ def layers(model: Model, exclude: Sequence[str] = (), where: str = "prune") -> l
     if not kept:
         raise ModelError(f"{where}: model {model.name} has no layer in a block that could be pruned")
     return [Layer(name, part) for name, part in kept.items()]
+
+
+def check_fit(found: Sequence[Layer], pattern: Pattern, where: str) -> None:
+    """Raise ModelError for a layer of which a row group does not take the pattern."""
+    for layer in found:
+        rows, columns = layer.matrix().shape
+        misfit = pattern.misfit(rows // layer.groups, columns)
+        if misfit is not None:
+            raise ModelError(f"{where}: pattern {pattern.name} does not fit {layer.name}: {misfit}; exclude it")
 
 
 def block_of(model: Model, name: str) -> str | None:

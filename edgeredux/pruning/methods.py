@@ -208,9 +208,15 @@ METHODS: Mapping[str, type[Any]] = {
 }
 
 
+def name_of(said: str | Mapping[str, Any]) -> str:
+    """The name in what an option `method` says: itself, or the key of {name: {options}}."""
+    return said if isinstance(said, str) else next(iter(said), "")
+
+
 def method(said: str | Mapping[str, Any], where: str = "prune") -> Method:
     """The method of a name, or of {name: {options}}. Raises RecipeError that lists what is allowed."""
-    name, options = (said, {}) if isinstance(said, str) else next(iter(said.items()), ("", {}))
+    name = name_of(said)
+    options = {} if isinstance(said, str) else said.get(name, {})
     if name not in METHODS or (not isinstance(said, str) and len(said) != 1):
         raise RecipeError(unknown("method", name, METHODS, where))
     try:

@@ -67,7 +67,7 @@ class WeightScan:
 class UnitScan:
     """FFN neurons or attention heads, whose columns of the reading Linear become zero: as if cut out, not refitted.
 
-    A unit's score is the sum of its columns' scores, as in the step `structured`.
+    A unit's score is the sum of its columns' scores; the rows that make it are not looked at.
     """
 
     method: Method

@@ -33,11 +33,15 @@ def sensitivity_shares(
 
     The weighted mean is `zeros`. Only calibration data is looked at.
     """
-    spread = _SPREAD if spread is None else spread
-    floor, ceiling = max(0.0, zeros - spread), max(zeros, min(_MOST, zeros + spread))
+    floor, ceiling = bounds(zeros, _SPREAD if spread is None else spread, _MOST)
     grid = tuple(share for share in dict.fromkeys((floor, zeros, ceiling)) if share > 0)
     sizes = {layer.name: layer.matrix().numel() for layer in work.layers}
     return shares(loss_curves(model, work, context, grid), sizes, zeros, floor, ceiling)
+
+
+def bounds(zeros: float, spread: float, most: float) -> tuple[float, float]:
+    """The least and the most that a layer may lose where all lose `zeros`: within `spread`, `most` unless all must."""
+    return max(0.0, zeros - spread), max(zeros, min(most, zeros + spread))
 
 
 def loss_curves(model: Model, work: Work, context: ReduceContext, grid: tuple[float, ...]) -> dict[str, Points]:

@@ -14,8 +14,8 @@ from edgeredux.closeness import Gauge
 from edgeredux.errors import ModelError, RecipeError
 from edgeredux.model import Model
 from edgeredux.pruning.groups import find
-from edgeredux.pruning.layers import Layer, layers
-from edgeredux.pruning.methods import method
+from edgeredux.pruning.layers import Layer, check_fit, layers
+from edgeredux.pruning.methods import method, name_of
 from edgeredux.pruning.sensitivity import Scan, UnitScan, WeightScan, scan
 from edgeredux.seams import ReduceContext
 from edgeredux.sensitivity_table import SensitivityTable
@@ -65,15 +65,10 @@ class Sensitivity:
 
     def check(self, model: Model) -> None:
         """Raise RecipeError or ModelError when there is no layer to scan or one does not take the pattern."""
-        what = self._scan(model)
-        for layer in self._layers(model):
-            if isinstance(what, WeightScan):
-                rows, columns = layer.matrix().shape
-                misfit = what.pattern.misfit(rows // layer.groups, columns)
-                if misfit is not None:
-                    raise ModelError(
-                        f"sensitivity: pattern {self.pattern} does not fit {layer.name}: {misfit}; exclude it"
-                    )
+        what, chosen = self._scan(model), self._layers(model)
+        if isinstance(what, WeightScan):
+            check_fit(chosen, what.pattern, "sensitivity")
+        for layer in chosen:
             if not what.levels(layer):
                 raise RecipeError(f"sensitivity: grid {list(self.grid)} removes nothing of {layer.name}; raise it")
 
@@ -85,9 +80,8 @@ class Sensitivity:
         gauge = Gauge(model, context.training if labelled else context.calibration, self.samples)
         chosen = self._layers(model)
         curves = scan(model, chosen, self._scan(model), gauge, context.calibration, context.seed, context.progress)
-        name = self.method if isinstance(self.method, str) else next(iter(self.method))
         kind = "labelled" if gauge.labelled else "calibration"
-        how = f"{name}, {self.pattern}, one layer at a time, {gauge.samples} {kind} samples"
+        how = f"{name_of(self.method)}, {self.pattern}, one layer at a time, {gauge.samples} {kind} samples"
         table = SensitivityTable(
             tuple(curves.values()),
             gauge.loss_unit,

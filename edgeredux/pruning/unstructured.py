@@ -17,12 +17,12 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change
-from edgeredux.errors import DataError, ModelError, RecipeError
+from edgeredux.errors import DataError, RecipeError
 from edgeredux.model import Model
 from edgeredux.processes import share_of
 from edgeredux.pruning import allocation as ways
-from edgeredux.pruning.layers import Layer, block_of, layers
-from edgeredux.pruning.methods import Method, method
+from edgeredux.pruning.layers import Layer, block_of, check_fit, layers
+from edgeredux.pruning.methods import Method, method, name_of
 from edgeredux.pruning.reorder import reordered
 from edgeredux.pruning.scores import element_scores
 from edgeredux.pruning.sensitivity_allocation import sensitivity_shares
@@ -96,12 +96,7 @@ class Prune:
 
     def check(self, model: Model) -> None:
         """Raise RecipeError or ModelError when no layer is left to prune or one does not take the pattern."""
-        pattern = self.pattern_of(method(self.method))
-        for layer in layers(model, self.exclude):
-            rows, columns = layer.matrix().shape
-            misfit = pattern.misfit(rows // layer.groups, columns)
-            if misfit is not None:
-                raise ModelError(f"prune: pattern {self.pattern} does not fit {layer.name}: {misfit}; exclude it")
+        check_fit(layers(model, self.exclude), self.pattern_of(method(self.method)), "prune")
 
     def apply(self, model: Model, context: ReduceContext) -> tuple[Model, Change]:
         """The model with zeros; Change details hold weights, zeros and relative errors by layer."""
@@ -115,7 +110,9 @@ class Prune:
         whole = context
         if context.processes.count > 1:
             if chosen.needs == "gradients":
-                raise RecipeError(f"prune: method {self._name()} takes gradients over all data: use one process")
+                raise RecipeError(
+                    f"prune: method {name_of(self.method)} takes gradients over all data: use one process"
+                )
             context = replace(context, calibration=share_of(context.processes, context.calibration, "prune"))
         order: dict[str, Any] = {}
         if self.reorder:
@@ -129,10 +126,10 @@ class Prune:
             agreed(context.processes, {layer.name: layer.matrix() for layer in work.layers})
         zeros = {layer.name: int((layer.matrix() == 0).sum()) for layer in work.layers}
         weights = sum(layer.matrix().numel() for layer in work.layers)
-        context.progress(f"{self._name()}", 1, 1)
+        context.progress(name_of(self.method), 1, 1)
         why = (
             f"{sum(zeros.values()):,} of {weights:,} weights in {len(zeros)} layers are zero "
-            f"({self._name()}, {self.pattern}, {self.allocation})"
+            f"({name_of(self.method)}, {self.pattern}, {self.allocation})"
         )
         details = {"weights": weights, "zeros": sum(zeros.values()), "zeros_by_layer": zeros, "pattern": self.pattern}
         if self.reorder:
@@ -150,9 +147,6 @@ class Prune:
             scores = element_scores(model, names, chosen, context.calibration, context.seed, context.progress)
         moved, said = reordered(model, scores, self.pattern_of(chosen), self.share, context.calibration[0])
         return replace(moved, history=model.history), said
-
-    def _name(self) -> str:
-        return self.method if isinstance(self.method, str) else next(iter(self.method))
 
     def pattern_of(self, chosen: Method) -> Pattern:
         """The pattern, single weights competing where the recipe or else the method says."""

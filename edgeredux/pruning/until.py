@@ -23,8 +23,8 @@ from edgeredux.errors import RecipeError, unknown
 from edgeredux.held_out import Judge, check_limit, hold_out
 from edgeredux.model import Model
 from edgeredux.pruning.layers import layers
-from edgeredux.pruning.methods import method
-from edgeredux.pruning.sensitivity_allocation import loss_curves, shares
+from edgeredux.pruning.methods import method, name_of
+from edgeredux.pruning.sensitivity_allocation import bounds, loss_curves, shares
 from edgeredux.pruning.unstructured import Prune
 from edgeredux.pruning.work import Work
 from edgeredux.recipe import METRICS
@@ -171,8 +171,7 @@ class PruneUntil:
         if not isinstance(start, Prune) or self.allocation != "sensitivity":
             return lambda zeros: self.step(zeros).apply(model, context)
         chosen = method(start.method)
-        pattern = parse(self.pattern, chosen.compare if start.compare == "auto" else start.compare)
-        work = Work(layers(model, self.exclude), chosen, pattern)
+        work = Work(layers(model, start.exclude), chosen, start.pattern_of(chosen))
         grid = (*(level for level in _GRID if level < self.most), self.most)
         curves = loss_curves(model, work, context, grid)
         sizes = {layer.name: layer.matrix().numel() for layer in work.layers}
@@ -180,9 +179,8 @@ class PruneUntil:
         def guided(zeros: float) -> tuple[Model, Change]:
             step = self.step(zeros)
             assert isinstance(step, Prune)
-            spread = 1.0 if step.spread is None else step.spread
-            floor, ceiling = max(0.0, zeros - spread), max(zeros, min(self.most, zeros + spread))
-            return step.pruned(model, context, shares(curves, sizes, zeros, floor, ceiling))
+            ends = bounds(zeros, 1.0 if step.spread is None else step.spread, self.most)
+            return step.pruned(model, context, shares(curves, sizes, zeros, *ends))
 
         return guided
 
@@ -193,5 +191,5 @@ class PruneUntil:
         return STRUCTURED[self.pattern][0] if self.pattern in STRUCTURED else "prune"
 
     def _name(self) -> str:
-        said = self.method if isinstance(self.method, str) else next(iter(self.method or {}), "default method")
+        said = name_of(self.method) if self.method else "default method"
         return f"{said}, {self.pattern}, {self.allocation}"
