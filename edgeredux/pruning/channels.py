@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change
@@ -27,7 +27,7 @@ from edgeredux.pruning.channels_scores import OWN, unit_scores, unscored
 from edgeredux.pruning.coupling import Coupling, Group, Labels
 from edgeredux.pruning.coupling_cut import cut, prove
 from edgeredux.pruning.coupling_trace import Graph, coupling, trace
-from edgeredux.pruning.methods import METHODS
+from edgeredux.pruning.methods import METHODS, among
 from edgeredux.seams import ReduceContext
 
 _KINDS = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)
@@ -49,20 +49,13 @@ class Channels:
     """
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    importance: str = "activation"
+    importance: Annotated[str, among(_IMPORTANCE)] = "activation"
     allocation: Literal["uniform", "global"] = "uniform"
     minimum: Annotated[int, Field(ge=1)] = 1
     multiple_of: Annotated[int, Field(ge=1, le=1024)] = 1
     exclude: tuple[str, ...] = ()
     repair: Literal["least_squares", "none"] = "least_squares"
     ridge: Annotated[float, Field(gt=0, le=1)] = 0.01
-
-    @field_validator("importance")
-    @classmethod
-    def _importance_is_known(cls, value: str) -> str:
-        if value not in _IMPORTANCE:
-            raise ValueError(f"allowed are {', '.join(_IMPORTANCE)}")
-        return value
 
     def check(self, model: Model) -> None:
         """Raise RecipeError or ModelError when nothing can go; models with example inputs are traced for it."""

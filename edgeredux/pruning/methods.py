@@ -6,13 +6,13 @@ Euclidean projection min ||W - W'||_F with the pattern's count, whatever the cel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass as plain
 from dataclasses import field
 from typing import Annotated, Any, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from edgeredux.errors import RecipeError, one_line, unknown
@@ -206,6 +206,18 @@ METHODS: Mapping[str, type[Any]] = {
     "sparsegpt": SparseGPT,
     "alps": Alps,
 }
+
+
+def among(names: Iterable[str]) -> AfterValidator:
+    """For an option's type: the name must be one of these."""
+    allowed = tuple(names)
+
+    def known(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"allowed are {', '.join(allowed)}")
+        return value
+
+    return AfterValidator(known)
 
 
 def name_of(said: str | Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import Annotated, Literal, TypeAlias
 
 import torch
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change
@@ -23,6 +23,7 @@ from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
 from edgeredux.pruning.groups import Group, find, remove
 from edgeredux.pruning.layers import Layer
+from edgeredux.pruning.methods import among
 from edgeredux.pruning.proof import disproved
 from edgeredux.pruning.repair import ridge_fit
 from edgeredux.pruning.stock import describe_groups
@@ -48,17 +49,10 @@ class Structured:
 
     ffn: Shares = 0.25
     heads: Shares = 0.25
-    importance: str = "activation"
+    importance: Annotated[str, among(IMPORTANCE)] = "activation"
     allocation: Literal["uniform", "global"] = "uniform"
     repair: Literal["least_squares", "none"] = "least_squares"
     ridge: Annotated[float, Field(gt=0, le=1)] = 0.01
-
-    @field_validator("importance")
-    @classmethod
-    def _importance_is_known(cls, value: str) -> str:
-        if value not in IMPORTANCE:
-            raise ValueError(f"allowed are {', '.join(IMPORTANCE)}")
-        return value
 
     def check(self, model: Model) -> None:
         """Raise when nothing would be removed, or the model has no structure of a known kind."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from edgeredux import shapes
@@ -25,6 +25,7 @@ from edgeredux.model import Model
 from edgeredux.pruning.coupling import Coupling, Group, Labels
 from edgeredux.pruning.coupling_cut import cut, prove
 from edgeredux.pruning.coupling_trace import coupling, trace
+from edgeredux.pruning.methods import among
 from edgeredux.pruning.stock import changed, follow_width, set_everywhere, width_change
 from edgeredux.pruning.width_repair import refit
 from edgeredux.pruning.width_scores import IMPORTANCE, dimension_scores
@@ -46,18 +47,11 @@ class Width:
     """
 
     share: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    importance: str = "activation"
+    importance: Annotated[str, among(IMPORTANCE)] = "activation"
     multiple_of: Annotated[int, Field(ge=1, le=4096)] = 1
     repair: Literal["least_squares", "none"] = "least_squares"
     # Far above the other steps': every layer reads a stream that lost something, and a closer fit would over-correct.
     ridge: Annotated[float, Field(gt=0, le=100)] = 1.0
-
-    @field_validator("importance")
-    @classmethod
-    def _importance_is_known(cls, value: str) -> str:
-        if value not in IMPORTANCE:
-            raise ValueError(f"allowed are {', '.join(IMPORTANCE)}")
-        return value
 
     def check(self, model: Model) -> None:
         """Raise ModelError for a model without one hidden width, RecipeError for a width its config does not take."""
