@@ -12,7 +12,6 @@ from test_prune_structured import bert, context, feeds, llama, wrap
 
 from edgeredux.errors import DataError, ModelError, RecipeError
 from edgeredux.model import Model
-from edgeredux.pruning.groups import linear_dict
 from edgeredux.pruning.layers import layers
 from edgeredux.pruning.unstructured import Prune
 from edgeredux.registry import create
@@ -34,10 +33,10 @@ def test_counts_are_decimal_and_ties_remove_nothing_extra() -> None:
 def test_magnitude_is_exact_and_leaves_the_rest_alone(make, allocation, tmp_path: Path) -> None:
     model = make()
     with torch.no_grad():  # ties everywhere in one layer
-        linear_dict(model.module)[names(model)[0]].weight.fill_(0.01)
+        model.module.get_submodule(names(model)[0]).weight.fill_(0.01)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     pruned, change = Prune(zeros=0.33, allocation=allocation).apply(model, context(model, tmp_path))
-    weights = {name: linear_dict(pruned.module)[name].weight for name in names(pruned)}
+    weights = {name: pruned.module.get_submodule(name).weight for name in names(pruned)}
     if allocation == "uniform":
         assert all(int((w == 0).sum()) == count_of(0.33, w.numel()) for w in weights.values())
     total = sum(w.numel() for w in weights.values())
@@ -74,7 +73,7 @@ def test_wanda_goes_block_by_block_without_padding(tmp_path: Path) -> None:
     model = bert()
     pruned, _ = Prune(zeros=0.5, method="wanda").apply(model, context(model, tmp_path))
     for name in names(pruned):
-        weight = linear_dict(pruned.module)[name].weight
+        weight = pruned.module.get_submodule(name).weight
         assert bool(((weight == 0).sum(1) == weight.shape[1] // 2).all())
     # The second block's score uses inputs as the pruned first block makes them.
     half = copy.deepcopy(model.module)
@@ -101,7 +100,7 @@ def test_exclude_keeps_what_it_names(tmp_path: Path) -> None:
     model = bert()
     pruned, _ = Prune(zeros=0.5, exclude=("*.query",)).apply(model, context(model, tmp_path))
     for name in names(model):
-        zeros = int((linear_dict(pruned.module)[name].weight == 0).sum())
+        zeros = int((pruned.module.get_submodule(name).weight == 0).sum())
         assert (zeros == 0) == name.endswith(".query")
 
 

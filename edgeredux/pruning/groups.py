@@ -90,11 +90,6 @@ class Group:
         return self.columns.shape[1]
 
 
-def linear_dict(module: torch.nn.Module) -> dict[str, torch.nn.Linear]:
-    """Every Linear by its name."""
-    return {name: part for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)}
-
-
 def find(module: torch.nn.Module) -> list[Group]:
     """All groups in the order the model defines them. Empty when nothing of a known structure is there."""
     parts = {name: part for name, part in module.named_modules() if isinstance(part, LINEAR)}
