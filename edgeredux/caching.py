@@ -55,6 +55,11 @@ def present_names(cache: Cache) -> tuple[str, ...]:
     return tuple(name.replace("past_key_values.", "present.") for name in past_shapes(cache))
 
 
+def is_present(name: str) -> bool:
+    """Whether this output is a decoder's cache: larger than all else, and no measure of quality."""
+    return name.startswith("present.")
+
+
 def axes(cache: Cache) -> dict[str, tuple[str | None, ...]]:
     """The dynamic axes of cache inputs and outputs, and of the attention mask that covers them."""
     found: dict[str, tuple[str | None, ...]] = {"attention_mask": ("batch", TOTAL)}

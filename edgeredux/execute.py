@@ -25,17 +25,22 @@ def execute(path: Path, feeds: Sequence[Feed], *, log: Path, threads: int = 1) -
     return outputs
 
 
-def run_onnx(path: str, feeds: Sequence[Feed], threads: int) -> list[Feed]:
-    """The child's part for ONNX: default optimisations, CPU provider only. Inputs the graph lacks are left out."""
+def onnx_session(path: Path, threads: int) -> Any:
+    """An onnxruntime.InferenceSession on the CPU. Raises ArtifactError when the file cannot be loaded."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as problem:
-        raise ArtifactError(one_line(f"{Path(path).name}: ONNX Runtime cannot load it: {problem}", 300)) from problem
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as problem:  # ONNX Runtime raises a dozen classes of its own
+        raise ArtifactError(one_line(f"{path.name}: ONNX Runtime cannot load it: {problem}", 300)) from problem
+
+
+def run_onnx(path: str, feeds: Sequence[Feed], threads: int) -> list[Feed]:
+    """The child's part for ONNX: default optimisations, CPU provider only. Inputs the graph lacks are left out."""
+    session = onnx_session(Path(path), threads)
     wanted = {item.name for item in session.get_inputs()}
     names = [item.name for item in session.get_outputs()]
     found: list[Feed] = []

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgeredux import bundle
 from edgeredux.errors import BundleError, DataError, one_line
+from edgeredux.execute import onnx_session
 from edgeredux.generation import Decoder, Sampling, Timing
 from edgeredux.generation import generate as tokens_of
 
@@ -107,7 +108,7 @@ def open_bundle(folder: Path, artifact: str | None, threads: int) -> Speaker:
         if artifact is not None or not path.is_file():
             raise BundleError(f"{folder}: no bundle, and no folder with model.onnx; make one with edgeredux run RECIPE")
     tokenizer, config = _tokenizer(folder), _json(folder / "config.json")
-    decoder = Decoder(path, threads)
+    decoder = Decoder(path, lambda: onnx_session(path, threads))
     stops = _stops(folder, config, tokenizer)
     context = config.get("max_position_embeddings") or config.get("n_positions")
     _fits(decoder, tokenizer, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,25 +60,17 @@ class Chooser:
 class Decoder:
     """A session on an ONNX decoder with a cache; `feed` goes on where the last call ended."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        """Raises ArtifactError when the file cannot be loaded or has no cache."""
-        import onnxruntime as ort
-
+    def __init__(self, path: Path, make_session: Callable[[], Any]) -> None:
+        """`make_session` loads the file into ONNX Runtime. Raises ArtifactError when it has no cache."""
         self.cache = caching.of_onnx(path)
         if not self.cache:
             raise ArtifactError(
                 f"{path.name}: it has no key-value cache; export it with cache: true under its artifact in the recipe"
             )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as problem:  # ONNX Runtime raises a dozen classes of its own
-            raise ArtifactError(one_line(f"{path.name}: ONNX Runtime cannot load it: {problem}")) from problem
+        self._session = make_session()
         self._wanted = [item.name for item in self._session.get_inputs()]
         names = [item.name for item in self._session.get_outputs()]
-        self._present = [name for name in names if name.startswith("present.")]
+        self._present = [name for name in names if caching.is_present(name)]
         dtypes = {"tensor(float)": "float32", "tensor(float16)": "float16"}
         kinds = {item.name: dtypes.get(item.type) for item in self._session.get_inputs()}
         self._kinds = {name: kind for name, kind in kinds.items() if name.startswith("past_key_values.")}

@@ -100,6 +100,7 @@ def make(
     """Check everything and say what will be done. Raises an error of the tree; writes nothing into `out`."""
     bundle.check_out(out)
     chosen = _uses(recipe, only_targets)
+    steps = () if sources.is_graph(recipe.model) else _steps(recipe)  # before a demo model is trained for minutes
     source = sources.resolve(recipe.model, progress)
     notes: list[str] = []
     graph = source.kind in ("onnx", "tflite")
@@ -123,7 +124,6 @@ def make(
     if upto == "profiled":
         for use in chosen:
             use.runner.check(use.runtime.options)
-    steps = _steps(recipe) if not graph else ()
     needed = {name for use in chosen for name in (use.dense, use.reduced)}
     if recipe.primary is not None:
         needed.add(recipe.primary)

@@ -40,13 +40,18 @@ class Source:
     sha256: str
 
 
+def is_graph(text: str) -> bool:
+    """Whether the user named a finished graph rather than a PyTorch model."""
+    return Path(text).suffix in (".onnx", ".tflite")
+
+
 def resolve(text: str, progress: Progress = silent) -> Source:
     """The source behind what the user wrote; a demo model that is not there yet is trained, with `progress`.
 
     Raises ModelError or EnvironmentProblem with what is allowed.
     """
     path = Path(text).expanduser()
-    if path.suffix in (".onnx", ".tflite"):
+    if is_graph(text):
         if not path.is_file():
             raise ModelError(f"model {text}: no such file")
         if path.stat().st_size == 0:

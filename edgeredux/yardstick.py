@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeredux import caching
 from edgeredux.execute import execute
 from edgeredux.feeds import Feeder
 from edgeredux.model import Interface, Model
@@ -84,19 +85,20 @@ def pair(
     interface = dense.interface
     feeds = {"dense": dense.singles("evaluation", shapes, limit)}
     feeds["reduced"] = feeds["dense"] if reduced is dense else reduced.singles("evaluation", shapes, limit)
+    rewritten = reduced.interface.tokenizer is not interface.tokenizer
     count, batch = len(feeds["dense"]), shapes.get("batch", 1)
     grouped = [np.concatenate(list(answers[i * batch : (i + 1) * batch])) for i in range(count)]
     labels = dense.labels(limit)
     labels = None if labels is None else labels[: count * batch]
     counted, numbers = None, None
-    if reduced is not dense and interface.task == "causal-lm":
+    if rewritten and interface.task == "causal-lm":
         numbers = dense_numbers(interface.tokenizer, reduced.interface.tokenizer)
         longest = shapes.get("sequence", interface.max_length)
         both = zip(feeds["dense"], feeds["reduced"], strict=True)
         counted = tuple(comparable(one, other, numbers, longest) for one, other in both)
 
     def made(label: str, numbers: Array | None) -> Yardstick:
-        names = tuple(name for name in interface.output_names if not name.startswith("present."))
+        names = tuple(name for name in interface.output_names if not caching.is_present(name))
         given = tuple(feeds[label])
         return Yardstick(
             interface.task, given, tuple(grouped), labels, interface.pooling, names, counted=counted, numbers=numbers

@@ -129,6 +129,38 @@ def test_positions_skip_padding_as_transformers_does() -> None:
     assert caching.positions(mask, 2).tolist() == [[1, 2], [3, 3]]
 
 
+def test_a_context_too_short_to_time_is_missing_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeredux.readings import Missing, Reading
+    from edgeredux.runners import decoding_speed
+    from edgeredux.seams import ProfileJob
+
+    out, _ = export(decoder("gpt2"), tmp_path)
+    job = ProfileJob(
+        artifacts={"dense": out},
+        latency_feeds={"dense": []},
+        quality_feeds={"dense": []},
+        options={},
+        hardware={},
+        threads=1,
+        repeats=1,
+        warmup=0,
+        scratch=tmp_path,
+        log=tmp_path / "log",
+    )
+    assert decoding_speed.is_decoder(job)
+    timed = decoding_speed.measure(job, "all")["dense"]
+    assert all(isinstance(reading, Reading) for reading in timed.values())
+    monkeypatch.setattr(decoding_speed, "PROMPT", 200)  # of 128 positions
+    untimed = decoding_speed.measure(job, "all")["dense"]
+    for name in decoding_speed.SPEEDS:
+        reading = untimed[name]
+        assert isinstance(reading, Missing)
+        assert "200 tokens and 32 more" in reading.reason
+    assert untimed["cache_bytes_per_token"] == timed["cache_bytes_per_token"]
+
+
 def test_what_has_no_cache_is_refused() -> None:
     with pytest.raises(ModelError, match="causal-lm models of transformers"):
         with_cache(tiny_bert())

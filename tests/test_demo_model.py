@@ -16,7 +16,7 @@ from edgeredux.artifact import sha256_file
 from edgeredux.data import read_texts
 from edgeredux.demo import decoder, folder
 from edgeredux.demo.settings import DEMOS
-from edgeredux.errors import ModelError, StorageError
+from edgeredux.errors import ModelError, RecipeError, StorageError
 
 TINY = dataclasses.replace(DEMOS["llm-tiny"], vocabulary=320, layers=2, steps=6, checkpoint_every=2, threads=1)
 
@@ -82,6 +82,12 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         folder.trained("tiny", TINY)
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert folder.cache_home() == Path.home() / ".cache"
+
+
+def test_a_wrong_option_is_said_before_anything_is_trained(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="stepz"):
+        edgeredux.run("llm-quickstart", out=tmp_path / "out", settings=["reduce.1.distill.stepz=2"])
+    assert not cache.exists()
 
 
 def test_shipped_recipe_reads() -> None:

@@ -201,6 +201,8 @@ def test_a_run_carries_the_rewritten_tokenizer_through(cli: Cli, tmp_path: Path)
 
 def test_rare_words_only_cost_what_they_must(tmp_path: Path) -> None:
     """Perplexity by hand: summed over all texts both see whole, divided by the dense model's tokens."""
+    from dataclasses import replace
+
     from edgeredux.recipe import DataSection
     from edgeredux.yardstick import of_model, pair, take
 
@@ -213,6 +215,8 @@ def test_rare_words_only_cost_what_they_must(tmp_path: Path) -> None:
     given = [take(pruned, pruned.run(feed), feed) for feed in measures["reduced"].feeds]
     reading = judge_answers(measures["reduced"], given, "measured", "here", 0)["quality"]
     assert isinstance(reading, Reading)
+    alike = pair(feeder, replace(feeder), answers, {}, None)["reduced"]
+    assert alike.counted is None, "no tokenizer was rewritten, so every text counts"
     loss, tokens, whole = 0.0, 0, 0
     for example in data.take("evaluation", 60):
         old = model.tokenizer(example.text, truncation=True, max_length=64)["input_ids"]

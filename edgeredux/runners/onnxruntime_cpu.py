@@ -67,7 +67,8 @@ class OnnxRuntimeCpu:
         speeds: dict[str, dict[str, AnyReading]] = {}
         if decoding_speed.is_decoder(job):
             function = f"{decoding_speed.__name__}:measure"
-            speeds = isolated.call(function, {"job": job}, log=job.log, what=f"generation by {names}")
+            arguments = {"job": job, "level": options.read(Options, job.options, WHERE).optimization}
+            speeds = isolated.call(function, arguments, log=job.log, what=f"generation by {names}")
         profiles = {
             label: together.device_profile(
                 job,

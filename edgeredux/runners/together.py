@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeredux import measure
+from edgeredux.caching import is_present
 from edgeredux.machine import PeakMemory
 from edgeredux.readings import AnyReading, Missing, Reading
 from edgeredux.runners import inputs
@@ -67,8 +68,7 @@ def measure_all(job: ProfileJob, load: Callable[[str], Loaded]) -> Together:
 
 
 def _without_cache(outputs: Feed) -> Feed:
-    # What a decoder would keep for its next token is larger than all else, and no measure of quality.
-    return {name: value for name, value in outputs.items() if not name.startswith("present.")}
+    return {name: value for name, value in outputs.items() if not is_present(name)}
 
 
 def peak_memory(job: ProfileJob, label: str, load: Callable[[], Loaded], runtime: str) -> Reading:
