@@ -63,9 +63,16 @@ def compare(
 
 def token_masks(feeds: Sequence[Feed]) -> list[Array] | None:
     """The attention mask of each feed's own tokens, without those of a decoder's past; None where feeds have none."""
-    if not all("attention_mask" in feed for feed in feeds):
-        return None
-    return [feed["attention_mask"][:, -feed["input_ids"].shape[1] :] for feed in feeds]
+    masks = [mask for feed in feeds if (mask := token_mask(feed)) is not None]
+    return masks if len(masks) == len(feeds) else None
+
+
+def token_mask(feed: Feed) -> Array | None:
+    """The attention mask of one feed's own tokens: all of it where it has no "input_ids" [batch, sequence]."""
+    mask, tokens = feed.get("attention_mask"), feed.get("input_ids")
+    if mask is None or tokens is None or mask.ndim != 2 or tokens.ndim != 2:
+        return mask
+    return mask[:, -tokens.shape[1] :]
 
 
 def require(agreement: dict[str, Any], what: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeredux.errors import ParityError
-from edgeredux.parity import compare, cosine, require
+from edgeredux.parity import compare, cosine, require, token_masks
 from edgeredux.seams import Tolerance
 
 EXACT = Tolerance("a rewrite of the same arithmetic", atol=1e-5, rtol=1e-5)
@@ -108,6 +108,15 @@ def test_padding_is_left_out_and_nothing_else() -> None:
     assert not compare(feeds(), feeds(other), EXACT, [mask])["passed"]
     pooled = np.ones((2, 5), np.float32)  # same leading dimensions, but no [batch, sequence, width]
     assert not compare(feeds(pooled), feeds(pooled + mask[::-1] * 0 + (mask == 0)), EXACT, [mask])["passed"]
+
+
+def test_the_mask_of_a_feed_is_that_of_its_own_tokens() -> None:
+    mask = np.array([[1, 1, 1, 0, 1]])
+    past = {"attention_mask": mask, "input_ids": np.ones((1, 2))}
+    np.testing.assert_array_equal(token_masks([past]), [[[0, 1]]])
+    embedded = {"attention_mask": mask, "inputs_embeds": np.ones((1, 5, 8))}  # no tokens to count
+    np.testing.assert_array_equal(token_masks([embedded]), [mask])
+    assert token_masks([embedded, {"x": mask}]) is None
 
 
 def test_infinities_of_the_reference_must_be_the_same() -> None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from edgeredux.errors import DataError, one_line
+from edgeredux.parity import token_mask
 from edgeredux.passes.onnx import files
 from edgeredux.seams import Feed
 
@@ -42,12 +43,19 @@ def observe(
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             inputs = [item.name for item in session.get_inputs()]
-            for feed in feeds:
-                arrays = session.run(names, {name: feed[name] for name in inputs})
-                for name, array in zip(names, arrays, strict=True):
-                    see(name, _real(array, feed.get("attention_mask")))
         except Exception as problem:  # ONNX Runtime raises its own kinds
-            raise DataError(one_line(f"the calibration feeds do not run: {problem}", 300)) from problem
+            raise _unfit(problem) from problem
+        for feed in feeds:
+            try:
+                arrays = session.run(names, {name: feed[name] for name in inputs})
+            except Exception as problem:  # as above, and KeyError where an input is not fed
+                raise _unfit(problem) from problem
+            for name, array in zip(names, arrays, strict=True):
+                see(name, _real(array, token_mask(feed)))
+
+
+def _unfit(problem: Exception) -> DataError:
+    return DataError(one_line(f"the calibration feeds do not run: {problem}", 300))
 
 
 def _real(array: Array, mask: Array | None) -> Array:
