@@ -135,7 +135,7 @@ def test_the_switches_of_the_probe_say_what_the_file_does(
 ) -> None:
     source, feeds = layers(tmp_path / "in.onnx", rng, 60), normal(rng, 4)
     Int8Static(cosine=0)._quantise(source, tmp_path / "all.onnx", feeds, [])
-    judge = Judge(tmp_path, feeds, [None] * 4, 1)
+    judge = Judge(tmp_path, feeds, None, 1)
     for how in ("float", "uint16"):
         probed = judge.probed(how)
         for restored in ([], [1], [0, 3], [5], [0, 1, 2, 3, 4, 5, 6, 7]):
@@ -297,3 +297,62 @@ def test_from_the_command_line(cli: Cli, tmp_path: Path, rng: np.random.Generato
     details = json.loads(done.stdout)["details"]
     assert details["parity"]["passed"]
     assert details["quantised"] == 8
+
+
+class _Judge:
+    """Value 1 spoils the file, and the probe does not show it."""
+
+    def probed(self, how: Any) -> Any:
+        return lambda switches: 1.0 - 0.001 * float(switches[1]) - 0.0001 * float(switches[2])
+
+    def cosine_of_file(self, chosen: Any, how: Any) -> float:
+        return 0.999 if 1 in chosen else 0.5
+
+
+def test_a_file_that_is_worse_than_its_probe_is_searched_too() -> None:
+    search, chosen = Int8Static(most=0.5)._search(_Judge(), 6)  # type: ignore[arg-type]
+    assert chosen == [1]
+    assert (search.before, search.after) == (0.5, 0.999)
+    assert search.errors[1] == pytest.approx(0.001)
+    assert Int8Static(most=0.5, cosine=0)._search(_Judge(), 6)[1] == []  # type: ignore[arg-type]
+
+
+def test_a_far_constant_is_found_in_a_constant_node(
+    tmp_path: Path, context: PassContext, rng: np.random.Generator
+) -> None:
+    low = numpy_helper.from_array(np.array(-3e38, np.float32))
+    nodes = [
+        helper.make_node("Constant", [], ["low"], value=low),
+        helper.make_node("Max", ["x", "low"], ["y"]),
+    ]
+    source = save(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ["n", 32])}, {"y": (FLOAT, ["n", 32])}, {})
+    change = Int8Static().run(source, tmp_path / "out.onnx", given(context, normal(rng)))
+    assert "constant low reaches -3e+38" in change.why
+
+
+def test_only_what_onnxruntime_raises_is_a_reason_to_decline(
+    tmp_path: Path, context: PassContext, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, feeds = layers(tmp_path / "m.onnx", rng, 1), normal(rng)
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise KeyError("whose")
+
+    monkeypatch.setattr(int8_static, "quantize_static", fails)
+    change = Int8Static().run(source, tmp_path / "out.onnx", given(context, feeds))
+    assert change.why == "declined: ONNX Runtime cannot quantise it: 'whose'"
+    monkeypatch.undo()
+    monkeypatch.setattr(int8_static, "restore", fails)
+    with pytest.raises(KeyError):
+        Int8Static().run(source, tmp_path / "out.onnx", given(context, feeds))
+
+
+def test_outputs_that_are_nothing_to_compare_with(
+    tmp_path: Path, context: PassContext, rng: np.random.Generator
+) -> None:
+    source = layers(tmp_path / "m.onnx", rng, 1)
+    feeds = normal(rng, 4)
+    feeds[-1]["x"][0, 0] = np.nan
+    change = Int8Static().run(source, tmp_path / "out.onnx", given(context, feeds))
+    assert "cannot be compared" in change.why
+    assert "NaN" in change.why

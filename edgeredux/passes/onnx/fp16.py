@@ -15,9 +15,9 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
-from edgeredux.errors import one_line
-from edgeredux.passes.onnx import files, ranges, zeros
+from edgeredux.passes.onnx import files, ranges, unfit, zeros
 from edgeredux.passes.onnx.clamp_mask import ClampMasks
+from edgeredux.passes.onnx.refusal import Refused, refusing
 from edgeredux.seams import PassContext, Tolerance
 
 # exp(-10000) is 0 in any precision, and scores added to it stay far from float16's end at -65504, where two summands
@@ -63,6 +63,12 @@ class Fp16:
 
         Raises ArtifactError on an unreadable file, DataError on calibration inputs that do not fit.
         """
+        try:
+            return self._run(source, out, context)
+        except Refused as reason:
+            return Change("fp16", False, f"declined: {reason}")
+
+    def _run(self, source: Path, out: Path, context: PassContext) -> Change:
         model = files.read(source)
         common.NameFixPass()(model)
         if (problem := self._unfit(model)) is not None:
@@ -74,10 +80,10 @@ class Fp16:
         reached = ranges.largest(model, context.calibration[:_FEEDS], context.scratch) if context.calibration else {}
         beyond = _beyond(model, reached)
         blocked = sorted({*DEFAULT_OP_BLOCK_LIST, *self.float_operators})
-        try:
-            with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
-                given = Path(folder, "in.onnx")
-                files.write(model, given)
+        with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+            given = Path(folder, "in.onnx")
+            files.write(model, given)
+            with refusing("ONNX Runtime cannot convert it"):
                 converted = convert_float_to_float16(
                     str(given),
                     keep_io_types=self.keep_io_types,
@@ -85,8 +91,6 @@ class Fp16:
                     node_block_list=[*self.exclude, *beyond],
                 )
                 made = ir.from_proto(converted)
-        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, AssertionError) as problem:
-            return Change("fp16", False, one_line(f"declined: ONNX Runtime cannot convert it: {problem}", 300))
         common.TopologicalSortPass()(made)
         _straighten(made)
         _forget_types(made)
@@ -103,12 +107,10 @@ class Fp16:
         return Change("fp16", True, why, details)
 
     def _unfit(self, model: ir.Model) -> str | None:
-        unknown = set(self.exclude) - {node.name for node in model.graph.all_nodes()}
-        if unknown:
-            return f"exclude names {min(unknown)!r}, which is no node"
-        absent = set(self.float_operators) - {node.op_type for node in model.graph.all_nodes()}
-        if absent:
-            return f"float_operators names {min(absent)!r}, which this graph does not have"
+        unknown = unfit.unknown_node(model, self.exclude)
+        unknown = unknown or unfit.unknown_operator(model, self.float_operators, "float_operators")
+        if unknown is not None:
+            return unknown
         if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.all_nodes()):
             return "the graph is quantised already, and the scales of its Q/DQ pairs are float32"
         if not any(value.dtype == np.float32 for value in _floats(model)):
@@ -129,10 +131,11 @@ def _floats(model: ir.Model) -> list[np.ndarray[Any, np.dtype[Any]]]:
 
 def _beyond(model: ir.Model, reached: dict[str, float]) -> list[str]:
     """The nodes that read or write a value beyond half of float16's range: other inputs may be twice as large."""
+    over = {name for name, largest in reached.items() if largest > _LARGEST / 2}
     return [
         str(node.name)
         for node in model.graph
-        if any(reached.get(str(value.name), 0.0) > _LARGEST / 2 for value in (*node.inputs, *node.outputs) if value)
+        if any(str(value.name) in over for value in (*node.inputs, *node.outputs) if value)
     ]
 
 

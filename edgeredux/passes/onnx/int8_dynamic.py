@@ -12,10 +12,10 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
-from edgeredux.errors import one_line
-from edgeredux.passes.onnx import files, zeros
+from edgeredux.passes.onnx import files, unfit, zeros
 from edgeredux.passes.onnx.int8_rows import Int8Rows
 from edgeredux.passes.onnx.int8_shared import ShareQuantisation
+from edgeredux.passes.onnx.refusal import Refused, refusing
 from edgeredux.seams import PassContext, Tolerance
 
 
@@ -48,19 +48,24 @@ class Int8Dynamic:
 
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
         """The quantised graph; details count `matmuls`, `tables`, `zeros`, `shared`. Raises ArtifactError."""
+        try:
+            return self._run(source, out, context)
+        except Refused as reason:
+            return Change("int8_dynamic", False, f"declined: {reason}")
+
+    def _run(self, source: Path, out: Path, context: PassContext) -> Change:
         model = files.read(source)
         common.NameFixPass()(model)  # the quantiser makes names from node names, and nodes may have none
         before = zeros.places(model)
         tables = Int8Rows()
         if self.embeddings:
             tables(model)
-        unknown = set(self.exclude) - {node.name for node in model.graph.all_nodes()}
-        if unknown:
-            return Change("int8_dynamic", False, f"declined: exclude names {min(unknown)!r}, which is no node")
-        try:
-            with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
-                given, made = Path(folder, "in.onnx"), Path(folder, "out.onnx")
-                files.write(model, given)
+        if (problem := unfit.unknown_node(model, self.exclude)) is not None:
+            return Change("int8_dynamic", False, f"declined: {problem}")
+        with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+            given, made = Path(folder, "in.onnx"), Path(folder, "out.onnx")
+            files.write(model, given)
+            with refusing("ONNX Runtime cannot quantise it"):
                 quantize_dynamic(
                     given,
                     made,
@@ -72,16 +77,14 @@ class Int8Dynamic:
                     use_external_data_format=given.with_name("in.onnx.data").exists(),
                     extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True, "EnableSubgraph": True},
                 )
-                quantised = files.read(made)
-                matmuls = sum(node.op_type == "MatMulInteger" for node in quantised.graph.all_nodes())
-                kept = zeros.check(before, quantised, "int8_dynamic")
-                sharing = ShareQuantisation()
-                sharing(quantised)
-                if matmuls or tables.tables:
-                    files.write(quantised, out)
-        except (ValueError, RuntimeError, NotImplementedError, KeyError) as problem:
-            return Change("int8_dynamic", False, one_line(f"declined: ONNX Runtime cannot quantise it: {problem}", 300))
-        if not matmuls and not tables.tables:
-            return Change("int8_dynamic", False, "declined: no MatMul, Gemm or embedding has constant float weights")
+            quantised = files.read(made)
+            matmuls = sum(node.op_type == "MatMulInteger" for node in quantised.graph.all_nodes())
+            kept = zeros.check(before, quantised, "int8_dynamic")
+            sharing = ShareQuantisation()
+            sharing(quantised)
+            if not matmuls and not tables.tables:
+                why = "declined: no MatMul, Gemm or embedding has constant float weights"
+                return Change("int8_dynamic", False, why)
+            files.write(quantised, out)
         details = {"matmuls": matmuls, "tables": len(tables.tables), "zeros": kept, "shared": sharing.shared}
         return Change("int8_dynamic", True, f"{matmuls} MatMuls and {len(tables.tables)} tables to int8", details)

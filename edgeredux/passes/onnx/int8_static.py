@@ -17,13 +17,14 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
-from edgeredux.errors import one_line
-from edgeredux.passes.onnx import calibration, files, zeros
+from edgeredux.parity import token_masks
+from edgeredux.passes.onnx import calibration, files, unfit, zeros
 from edgeredux.passes.onnx.clamp_mask import ClampMasks
 from edgeredux.passes.onnx.int8_rows import Int8Rows
 from edgeredux.passes.onnx.qdq_judge import Judge
 from edgeredux.passes.onnx.qdq_pairs import Restored, pairs, restore
 from edgeredux.passes.onnx.qdq_search import Search
+from edgeredux.passes.onnx.refusal import Refused, refusing
 from edgeredux.seams import Feed, PassContext, Tolerance
 
 _TYPES = {"uint8": QuantType.QUInt8, "uint16": QuantType.QUInt16}
@@ -43,12 +44,12 @@ class Int8Static:
     By ONNX Runtime's quantize_static. `activation`: uint8 or uint16; weights are symmetric int8 (zeros stay zeros,
     checked), one scale an output channel with `per_channel`. `method`: minmax, entropy or percentile (of `percentile`
     %). Attention masks of -3.4e38 are raised to -40 first: they would take the whole range. `cosine`: least mean cosine
-    of the outputs to the float graph's, on calibration feeds kept out of the ranges; where all activations quantised
-    miss it, the worst ones, by the error each makes alone, become `restore` (float, or uint16), at most the share
-    `most` of them (qdq_search.py). 0: no search. `operators`: only these types; empty: all that have a quantised form.
-    `exclude`: names of nodes. `embeddings`: tables as int8 with one scale a row (int8_rows.py), whose rows come out in
-    float; else as the activation's type with one scale for the whole table. For the Snapdragon NPU take qdq_static,
-    which knows its rules.
+    of the outputs to the float graph's, on calibration feeds kept out of the ranges (a single feed serves both); where
+    all activations quantised miss it, the worst ones, by the error each makes alone, become `restore` (float, or
+    uint16), at most the share `most` of them (qdq_search.py). 0: no search. `operators`: only these types; empty: all
+    that have a quantised form. `exclude`: names of nodes. `embeddings`: tables as int8 with one scale a row
+    (int8_rows.py), whose rows come out in float; else as the activation's type with one scale for the whole table. For
+    the Snapdragon NPU take qdq_static, which knows its rules.
     """
 
     activation: Literal["uint8", "uint16"] = "uint8"
@@ -71,13 +72,16 @@ class Int8Static:
         """The QDQ graph; details: `quantised` activations, `restored` ones with their errors, `cosine` before and
         after on `held` feeds, `calibrated` feeds, `masks`, `zeros`. Raises ArtifactError, DataError.
         """
+        try:
+            return self._run(source, out, context)
+        except Refused as reason:
+            return Change("int8_static", False, f"declined: {reason}")
+
+    def _run(self, source: Path, out: Path, context: PassContext) -> Change:
         model = files.read(source)
         if self.per_channel and model.opset_imports.get("", 0) < _CHANNELS_OPSET:
-            try:
+            with refusing(f"opset {_CHANNELS_OPSET} brought a scale a channel, and ONNX cannot convert it"):
                 model = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), _CHANNELS_OPSET))
-            except Exception as failure:  # the converter and protobuf raise their own
-                why = f"opset {_CHANNELS_OPSET} brought a scale a channel, and ONNX cannot convert it: {failure}"
-                return Change("int8_static", False, one_line(f"declined: {why}", 300))
         common.NameFixPass()(model)
         masks = ClampMasks(_MASK_FLOOR)
         masks(model)
@@ -91,32 +95,29 @@ class Int8Static:
         if self.embeddings:
             tables(model)
         apart = [str(node.name) for node in model.graph if str(node.name).endswith(_ROW_NODES)]
-        try:
-            with tempfile.TemporaryDirectory(dir=context.scratch) as name:
-                folder = Path(name)
-                files.write(model, folder / "in.onnx")
+        with tempfile.TemporaryDirectory(dir=context.scratch) as name:
+            folder = Path(name)
+            files.write(model, folder / "in.onnx")
+            with refusing("ONNX Runtime cannot quantise it"):
                 self._quantise(folder / "in.onnx", folder / "all.onnx", ranged, apart)
-                judge = Judge(folder, held, [feed.get("attention_mask") for feed in held], context.threads)
-                count = len(pairs(files.read(folder / "all.onnx"), judge.floats))
-                if not count:
-                    return Change("int8_static", False, "declined: no operator of this graph has a quantised form")
-                search, chosen = self._search(judge, count)
-                if chosen is None:
-                    why = f"cosine {search.before:.4f}, and restoring {search.most} of {count} values does not"
-                    return Change("int8_static", False, f"declined: {why} reach {self.cosine:g}", _errors(search))
-                made = files.read(folder / "all.onnx")
-                told = [pair for index, pair in enumerate(pairs(made, judge.floats)) if index in set(chosen)]
-                restored: list[dict[str, Any]] = [
-                    {"tensor": pair.name, "operator": pair.operator, "error": _error(search, index)}
-                    for index, pair in zip(sorted(chosen), told, strict=True)
-                ]
-                restore(made, judge.floats, chosen, self.restore)
-                kept = zeros.check(before, made, "int8_static")
-                common.ClearMetadataAndDocStringPass()(made)
-                files.write(made, out)
-        except (ValueError, RuntimeError, NotImplementedError, KeyError, TypeError) as problem:
-            return Change("int8_static", False, one_line(f"declined: ONNX Runtime cannot quantise it: {problem}", 300))
-        restored.sort(key=lambda item: -item["error"])
+            judge = Judge(folder, held, token_masks(context.calibration[-len(held) :]), context.threads)
+            count = len(pairs(files.read(folder / "all.onnx"), judge.floats))
+            if not count:
+                return Change("int8_static", False, "declined: no operator of this graph has a quantised form")
+            search, chosen = self._search(judge, count)
+            if chosen is None:
+                why = f"cosine {search.before:.4f}, and restoring {search.most} of {count} values does not"
+                return Change("int8_static", False, f"declined: {why} reach {self.cosine:g}", _errors(search))
+            made = files.read(folder / "all.onnx")
+            found = pairs(made, judge.floats)
+            restored: list[dict[str, Any]] = [
+                {"tensor": found[place].name, "operator": found[place].operator, "error": search.errors[place]}
+                for place in sorted(chosen, key=lambda place: (-search.errors[place], place))
+            ]
+            restore(made, judge.floats, chosen, self.restore)
+            kept = zeros.check(before, made, "int8_static")
+            common.ClearMetadataAndDocStringPass()(made)
+            files.write(made, out)
         details = {
             "quantised": count - len(restored),
             "restored": restored,
@@ -131,21 +132,13 @@ class Int8Static:
         return Change("int8_static", True, f"{why}, ranges from {len(ranged)} calibration feeds", details)
 
     def _unfit(self, model: ir.Model) -> str | None:
-        if {node.op_type for node in model.graph.all_nodes()} & {"QuantizeLinear", "DynamicQuantizeLinear"}:
-            return "the graph is quantised already"
-        unknown = set(self.exclude) - {node.name for node in model.graph}
-        if unknown:
-            return f"exclude names {min(unknown)!r}, which is no node"
-        absent = set(self.operators) - {node.op_type for node in model.graph}
-        if absent:
-            return f"operators names {min(absent)!r}, which this graph does not have"
-        for value in model.graph.initializers.values():
-            array = files.constant(value)
-            if array is not None and array.dtype.kind == "f" and array.size and float(array.min()) <= -1e30:
-                return (
-                    f"constant {value.name} reaches {float(array.min()):g}, masks no Softmax and would take the range"
-                )
-        return None
+        if unfit.is_quantised(model):
+            return unfit.QUANTISED
+        unknown = unfit.unknown_node(model, self.exclude) or unfit.unknown_operator(model, self.operators, "operators")
+        if unknown is not None:
+            return unknown
+        far = unfit.far_constant(model)
+        return None if far is None else f"{far}, masks no Softmax and would take the range"
 
     def _quantise(self, source: Path, out: Path, feeds: Sequence[Feed], apart: Sequence[str]) -> None:
         operators, ranges = sorted(self.operators) or _quantisable(), out.with_name("ranges.json")
@@ -177,7 +170,7 @@ class Int8Static:
             search.after = judge.cosine_of_file(chosen, self.restore)
             if not chosen:
                 search.before = search.after
-            if search.after >= self.cosine:
+            if search.after >= self.cosine or not self.cosine:
                 break
             more = search.next(chosen)
             chosen = None if more is None else [*chosen, more]
@@ -188,10 +181,6 @@ def _quantisable() -> list[str]:
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     return sorted({*QDQRegistry, *QLinearOpsRegistry})
-
-
-def _error(search: Search, place: int) -> float | None:
-    return search.errors[place] if search.errors else None
 
 
 def _errors(search: Search) -> dict[str, Any]:

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnxruntime
 
-from edgeredux.errors import one_line
-from edgeredux.parity import compare
+from edgeredux.parity import Array, compare
 from edgeredux.passes.onnx import files
 from edgeredux.passes.onnx.qdq_pairs import SWITCHES, Restored, constants, probe, restore
 from edgeredux.passes.onnx.qdq_search import Switches
+from edgeredux.passes.onnx.refusal import Refused, refusing
 from edgeredux.seams import Feed, Tolerance
+
+_ANY = Tolerance("searched", cosine=-1.0)
 
 
 class Judge:
     """Mean cosine of outputs on `feeds`: `folder`/in.onnx is the float graph, all.onnx has every activation quantised.
 
-    `masks` are the feeds' attention masks: padding is left out where every feed has one.
+    `masks` are the feeds' attention masks (parity.token_masks): padding is left out. Raises Refused where the float
+    graph's outputs are nothing to compare with.
     """
 
-    def __init__(self, folder: Path, feeds: Sequence[Feed], masks: Sequence[Any], threads: int) -> None:
-        self.folder, self.feeds, self.threads = folder, feeds, threads
-        self.masks = None if any(mask is None for mask in masks) else list(masks)
+    def __init__(self, folder: Path, feeds: Sequence[Feed], masks: Sequence[Array] | None, threads: int) -> None:
+        self.folder, self.feeds, self.masks, self.threads = folder, feeds, masks, threads
         self.floats = constants(files.read(folder / "in.onnx"))
         self.reference = self._outputs(self._session(folder / "in.onnx"), {})
+        own = compare(self.reference, self.reference, _ANY, self.masks)
+        if own["mean_cosine"] is None:
+            raise Refused(f"the float graph's outputs cannot be compared: {own['reason']}")
 
     def probed(self, how: Restored) -> Callable[[Switches], float]:
         """A function of switches: the cosine with these activations quantised."""
@@ -52,16 +55,14 @@ class Judge:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self.threads
-        try:
+        with refusing(f"ONNX Runtime does not load {path.name}"):
             return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as problem:  # ONNX Runtime raises its own kinds
-            raise RuntimeError(one_line(f"its file does not load: {problem}", 200)) from problem
 
     def _outputs(self, session: onnxruntime.InferenceSession, more: Feed) -> list[Feed]:
         names = [item.name for item in session.get_outputs()]
-        return [dict(zip(names, session.run(names, {**feed, **more}), strict=True)) for feed in self.feeds]
+        with refusing("ONNX Runtime does not run it"):
+            return [dict(zip(names, session.run(names, {**feed, **more}), strict=True)) for feed in self.feeds]
 
     def _cosine(self, made: list[Feed]) -> float:
-        found = compare(self.reference, made, Tolerance("searched", cosine=-1.0), self.masks)
-        mean = found["mean_cosine"]
-        return -1.0 if mean is None else float(np.float64(mean))
+        mean: float | None = compare(self.reference, made, _ANY, self.masks)["mean_cosine"]
+        return -1.0 if mean is None else mean  # outputs that are not finite: as far as can be

@@ -27,7 +27,7 @@ class Search:
     most: int
     before: float = 0.0  # all quantised
     after: float = 0.0
-    errors: list[float] = field(default_factory=list)  # by activation; empty where all may be quantised
+    errors: list[float] = field(default_factory=list)  # by activation; empty until one has to be restored
     order: list[int] = field(default_factory=list)  # worst first
 
     def run(self) -> list[int] | None:
@@ -35,11 +35,7 @@ class Search:
         self.before = self.after = self.cosine(np.ones(self.count, np.bool_))
         if self.before >= self.limit:
             return []
-        for place in range(self.count):
-            alone = np.zeros(self.count, np.bool_)
-            alone[place] = True
-            self.errors.append(1.0 - self.cosine(alone))
-        self.order = sorted(range(self.count), key=lambda place: (-self.errors[place], place))
+        self._measure()
         if self._without(self.order[: self.most]) < self.limit:
             return None
         low, high = 0, self.most  # too few, enough
@@ -58,9 +54,22 @@ class Search:
         return chosen
 
     def next(self, chosen: Sequence[int]) -> int | None:
-        """The worst activation that is still quantised; None where `most` are restored."""
-        left = [place for place in self.order if place not in chosen]
-        return left[0] if left and len(chosen) < self.most else None
+        """The worst activation that is still quantised; None where `most` are restored.
+
+        For a caller that sees more than `cosine` does, and whose limit is not reached by what `run` chose.
+        """
+        if len(chosen) >= self.most:
+            return None
+        if not self.order:
+            self._measure()
+        return next((place for place in self.order if place not in chosen), None)
+
+    def _measure(self) -> None:
+        for place in range(self.count):
+            alone = np.zeros(self.count, np.bool_)
+            alone[place] = True
+            self.errors.append(1.0 - self.cosine(alone))
+        self.order = sorted(range(self.count), key=lambda place: (-self.errors[place], place))
 
     def _without(self, restored: Sequence[int]) -> float:
         switches = np.ones(self.count, np.bool_)

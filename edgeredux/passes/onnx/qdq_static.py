@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -15,12 +16,14 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
-from edgeredux.errors import one_line
-from edgeredux.passes.onnx import calibration, files, zeros
-from edgeredux.seams import PassContext, Tolerance
+from edgeredux.passes.onnx import calibration, files, unfit, zeros
+from edgeredux.passes.onnx.refusal import Refused, refusing
+from edgeredux.seams import Feed, PassContext, Tolerance
 
 _TYPES = {"uint8": QuantType.QUInt8, "uint16": QuantType.QUInt16, "int8": QuantType.QInt8}
 _PERCENTILE = 99.999  # ONNX Runtime's default
+_REFUSAL = "ONNX Runtime cannot quantise it"
+_Overrides: TypeAlias = "dict[str, list[dict[str, Any]]]"  # by initializer, as ONNX Runtime takes them
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -51,66 +54,72 @@ class QdqStatic:
     )
 
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
-        """The QDQ graph; details count `quantised` tensors and `calibrated` feeds. Raises ArtifactError, DataError."""
+        """The QDQ graph; details count `quantised` tensors and `calibrated` feeds; `zeros` (None where `weight` is
+        uint8). Raises ArtifactError, DataError.
+        """
+        try:
+            return self._run(source, out, context)
+        except Refused as reason:
+            return Change("qdq_static", False, f"declined: {reason}")
+
+    def _run(self, source: Path, out: Path, context: PassContext) -> Change:
         model = files.read(source)
-        if (problem := _unfit(model)) is not None:
+        if (problem := _unfit(model) or unfit.unknown_node(model, self.exclude)) is not None:
             return Change("qdq_static", False, f"declined: {problem}")
-        unknown = set(self.exclude) - {node.name for node in model.graph}
-        if unknown:
-            return Change("qdq_static", False, f"declined: exclude names {min(unknown)!r}, which is no node")
         feeds = calibration.fitting(model, context.calibration, "qdq_static")
         before = zeros.places(model)
         common.NameFixPass()(model)
-        try:
-            with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
-                given, fused, made = (Path(folder, f"{name}.onnx") for name in ("in", "fused", "out"))
-                files.write(model, given)
+        with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
+            given, fused, made = (Path(folder, f"{name}.onnx") for name in ("in", "fused", "out"))
+            files.write(model, given)
+            with refusing(_REFUSAL):
                 prepared = fused if qnn_preprocess_model(given, fused, fuse_layernorm=True) else given
-                config = get_qnn_qdq_config(
-                    prepared,
-                    calibration.FeedReader(feeds),
-                    calibrate_method=calibration.METHODS[self.method],
-                    activation_type=_TYPES[self.activation],
-                    weight_type=_TYPES[self.weight],
-                    per_channel=self.per_channel,
-                    init_overrides=self._overrides(files.read(prepared)),
-                    nodes_to_exclude=list(self.exclude) or None,
-                )
-                config.op_types_to_quantize = sorted(config.op_types_to_quantize)  # it comes from a set
-                ranges = made.with_name("ranges.json")
-                operators = config.op_types_to_quantize
-                calibration.write_ranges(prepared, feeds, self.method, _PERCENTILE, operators, ranges)
-                quantize_static(
-                    prepared,
-                    made,
-                    calibration_cache_path=ranges,
-                    calibrate_method=config.calibrate_method,
-                    quant_format=config.quant_format,
-                    activation_type=config.activation_type,
-                    weight_type=config.weight_type,
-                    op_types_to_quantize=operators,
-                    nodes_to_exclude=config.nodes_to_exclude,
-                    per_channel=config.per_channel,
-                    use_external_data_format=config.use_external_data_format,
-                    extra_options=config.extra_options,
-                )
-                quantised = files.read(made)
-                pairs = sum(node.op_type == "QuantizeLinear" for node in quantised.graph.all_nodes())
-                if pairs:
-                    kept = zeros.check(before, quantised, "qdq_static") if self.weight == "int8" else None
-                    common.ClearMetadataAndDocStringPass()(quantised)
-                    files.write(quantised, out)
-        except (ValueError, RuntimeError, NotImplementedError, KeyError, TypeError) as problem:
-            return Change("qdq_static", False, one_line(f"declined: ONNX Runtime cannot quantise it: {problem}", 300))
-        if not pairs:
-            return Change("qdq_static", False, "declined: no operator of this graph has a quantised form")
+            overrides = self._overrides(files.read(prepared))
+            with refusing(_REFUSAL):
+                self._quantise(prepared, made, feeds, overrides)
+            quantised = files.read(made)
+            pairs = sum(node.op_type == "QuantizeLinear" for node in quantised.graph.all_nodes())
+            if not pairs:
+                return Change("qdq_static", False, "declined: no operator of this graph has a quantised form")
+            kept = zeros.check(before, quantised, "qdq_static") if self.weight == "int8" else None
+            common.ClearMetadataAndDocStringPass()(quantised)
+            files.write(quantised, out)
         why = f"{pairs} tensors quantised, ranges from {len(feeds)} calibration feeds"
         details = {"quantised": pairs, "calibrated": len(feeds), "zeros": kept}
         return Change("qdq_static", True, why, details)
 
-    def _overrides(self, model: ir.Model) -> dict[str, list[dict[str, Any]]]:
+    def _quantise(self, source: Path, out: Path, feeds: Sequence[Feed], overrides: _Overrides) -> None:
+        config = get_qnn_qdq_config(
+            source,
+            calibration.FeedReader(feeds),
+            calibrate_method=calibration.METHODS[self.method],
+            activation_type=_TYPES[self.activation],
+            weight_type=_TYPES[self.weight],
+            per_channel=self.per_channel,
+            init_overrides=overrides,
+            nodes_to_exclude=list(self.exclude) or None,
+        )
+        operators = sorted(config.op_types_to_quantize)  # it comes from a set
+        ranges = out.with_name("ranges.json")
+        calibration.write_ranges(source, feeds, self.method, _PERCENTILE, operators, ranges)
+        quantize_static(
+            source,
+            out,
+            calibration_cache_path=ranges,
+            calibrate_method=config.calibrate_method,
+            quant_format=config.quant_format,
+            activation_type=config.activation_type,
+            weight_type=config.weight_type,
+            op_types_to_quantize=operators,
+            nodes_to_exclude=config.nodes_to_exclude,
+            per_channel=config.per_channel,
+            use_external_data_format=config.use_external_data_format,
+            extra_options=config.extra_options,
+        )
+
+    def _overrides(self, model: ir.Model) -> _Overrides:
         """What ONNX Runtime's helper would choose otherwise than the HTP library can do."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        found: _Overrides = {}
         for node in model.graph:
             weight = node.inputs[1] if len(node.inputs) > 1 else None
             array = files.constant(weight)
@@ -126,18 +135,12 @@ class QdqStatic:
 
 
 def _unfit(model: ir.Model) -> str | None:
-    kinds = {node.op_type for node in model.graph.all_nodes()}
-    if kinds & {"QuantizeLinear", "DynamicQuantizeLinear"}:
-        return "the graph is quantised already"
+    if unfit.is_quantised(model):
+        return unfit.QUANTISED
     for value in model.graph.inputs:
         if value.shape is None or not value.shape.is_static():
             return (
                 f"input {value.name} has dynamic axes {value.shape}; put fix_shapes before, or give the artifact shapes"
             )
-    for graph in files.graphs(model):
-        for value in (*graph.initializers.values(), *(out for node in graph for out in node.outputs)):
-            array = files.constant(value)
-            if array is not None and array.dtype.kind == "f" and array.size and float(array.min()) <= -1e30:
-                least = f"{float(array.min()):g}"
-                return f"constant {value.name} reaches {least} and would take the range; put clamp_mask before"
-    return None
+    far = unfit.far_constant(model)
+    return None if far is None else f"{far} and would take the range; put clamp_mask before"
