@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from conftest import Cli
 from onnx import TensorProto, helper, numpy_helper
@@ -16,7 +17,7 @@ from tiny_graphs import clean, kinds, outputs, save
 
 from edgeredux.errors import ArtifactError, DataError, InternalError
 from edgeredux.passes.onnx import zeros
-from edgeredux.passes.onnx.block_gptq import gptq
+from edgeredux.passes.onnx.block_gptq import _portions, gptq
 from edgeredux.passes.onnx.blocks import hqq, pack, rtn
 from edgeredux.passes.onnx.files import read
 from edgeredux.passes.onnx.int4_weights import Int4Weights
@@ -185,6 +186,67 @@ def test_table_and_head_have_bits_of_their_own(tmp_path: Path, context: PassCont
         "down": "fewer than 9000 weights",
         "head": "fewer than 9000 weights",
     }
+
+
+@pytest.mark.parametrize("tied", ["transpose", "copy", "gemm"])
+def test_a_tied_table_is_float_where_either_shall_be(
+    tmp_path: Path, context: PassContext, rng: np.random.Generator, tied: str
+) -> None:
+    source, out = language_model(tmp_path / "m.onnx", rng, tied=tied), tmp_path / "out.onnx"
+    steps = Int4Weights(embeddings="float"), Int4Weights(head="float")
+    for step in steps:
+        change = step.run(source, out, context)
+        assert (change.details["tables"], list(change.details["layers"])) == ({}, ["up", "down"])
+        assert sorted(change.details["left"]) == ["head", "table"]
+        assert kinds(out)["GatherBlockQuantized"] == 0
+
+
+def test_two_copies_of_a_table_and_the_layer_that_reads_one(
+    tmp_path: Path, context: PassContext, rng: np.random.Generator
+) -> None:
+    table = rng.normal(size=(100, 64)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["e"]),
+        helper.make_node("Gather", ["copy", "ids"], ["f"]),
+        helper.make_node("Add", ["e", "f"], ["s"]),
+        helper.make_node("Gemm", ["s", "table"], ["p"], transB=1, name="head"),
+        helper.make_node("Gemm", ["s", "copy"], ["q"], transB=1, name="other"),
+        helper.make_node("Sub", ["p", "q"], ["z"]),
+        helper.make_node("Add", ["z", "p"], ["y"]),
+    ]
+    axes = {"ids": (INT64, ["b"])}, {"y": (FLOAT, ["b", 100])}
+    source = save(tmp_path / "m.onnx", nodes, *axes, {"table": table, "copy": table.copy()})
+    change = Int8Weights().run(source, tmp_path / "out.onnx", context)
+    assert change.details["tables"] == {"table": 8, "copy": 8}
+    assert sorted(change.details["layers"]) == ["head", "other"]
+    ids = np.arange(30)
+    assert cosine(outputs(tmp_path / "out.onnx", ids=ids)[0], outputs(source, ids=ids)[0]) > 0.9999
+
+
+def test_a_table_that_a_branch_reads_stays_float_there(
+    tmp_path: Path, context: PassContext, rng: np.random.Generator
+) -> None:
+    shape = helper.make_tensor_value_info("b", FLOAT, None)
+    gather = helper.make_node("Gather", ["table", "ids"], ["b"])
+    other = helper.make_node("Gather", ["table", "others"], ["b"])
+    then, otherwise = (helper.make_graph([node], name, [], [shape]) for node, name in ((gather, "t"), (other, "e")))
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["a"]),
+        helper.make_node("If", ["which"], ["c"], then_branch=then, else_branch=otherwise),
+        helper.make_node("Add", ["a", "c"], ["y"]),
+    ]
+    inputs = {"ids": (INT64, [4]), "others": (INT64, [4]), "which": (TensorProto.BOOL, [])}
+    table = rng.normal(size=(100, 64)).astype(np.float32)
+    source = save(tmp_path / "m.onnx", nodes, inputs, {"y": (FLOAT, [4, 64])}, {"table": table})
+    assert Int8Weights().run(source, tmp_path / "out.onnx", context).details["tables"] == {"table": 8}
+    feed = {"ids": np.arange(4), "others": np.arange(4, 8), "which": np.array(False)}
+    assert cosine(outputs(tmp_path / "out.onnx", **feed)[0], outputs(source, **feed)[0]) > 0.9999
+
+
+def test_second_moments_are_taken_in_portions_by_width() -> None:
+    values = {ir.val(name): width for name, width in (("a", 8192), ("b", 8192), ("c", 8192), ("d", 20000), ("e", 64))}
+    found = [[value.name for value in portion] for portion in _portions(values)]
+    assert found == [["a", "b"], ["c"], ["d"], ["e"]]  # 512 MB each of a, b, c; more than 1 GB of d
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeredux.errors import DataError
-from edgeredux.passes.onnx import files
 from edgeredux.passes.onnx.blocks import Array, Bits, Blocks, pack
 from edgeredux.passes.onnx.observe import observe
 from edgeredux.seams import Feed
@@ -71,9 +70,10 @@ def _inverse_factor(moments: Array, damping: float) -> Array:
     return factor
 
 
-def moments(model: ir.Model, values: Iterable[ir.Value], feeds: Sequence[Feed], scratch: Path) -> dict[str, Array]:
+def moments(model: ir.Model, widths: Mapping[ir.Value, int], feeds: Sequence[Feed], scratch: Path) -> dict[str, Array]:
     """X^T X [width, width] of each of these values of the main graph over all positions of all feeds, by name.
 
+    `widths`: the size of each one's last axis, which says how many are held at a time.
     Positions where a feed's "attention_mask" is 0 are left out of values [batch, sequence, width]. Raises DataError
     when there are no feeds, or when they do not fit the graph.
     """
@@ -85,16 +85,15 @@ def moments(model: ir.Model, values: Iterable[ir.Value], feeds: Sequence[Feed], 
         rows = array.reshape(-1, array.shape[-1]).astype(np.float64)
         found[name] = found.get(name, 0.0) + rows.T @ rows
 
-    for portion in _portions(list(values)):
+    for portion in _portions(widths):
         observe(model, portion, feeds, scratch, see)
     return found
 
 
-def _portions(values: list[ir.Value]) -> list[list[ir.Value]]:
+def _portions(widths: Mapping[ir.Value, int]) -> list[list[ir.Value]]:
     portions: list[list[ir.Value]] = []
     room = 0
-    for value in values:
-        width = max(_width(reader, index) for reader, index in value.uses())
+    for value, width in widths.items():
         size = width * width * 8
         if size > room or not portions:
             portions.append([])
@@ -102,9 +101,3 @@ def _portions(values: list[ir.Value]) -> list[list[ir.Value]]:
         portions[-1].append(value)
         room -= size
     return portions
-
-
-def _width(node: ir.Node, index: int) -> int:
-    weight = node.inputs[1] if index == 0 and len(node.inputs) > 1 else None
-    array = files.constant(weight)
-    return 0 if array is None else max(array.shape)

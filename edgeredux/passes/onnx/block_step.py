@@ -1,17 +1,19 @@
-"""What the passes int4_weights and int8_weights do, at their number of bits."""
+"""What the passes int4_weights and int8_weights share: all but the bits and what their options may be."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
-from edgeredux.artifact import Change
+from edgeredux.artifact import Change, Format
 from edgeredux.errors import InternalError
-from edgeredux.passes.onnx import files
+from edgeredux.passes.onnx import files, unfit
 from edgeredux.passes.onnx.block_gptq import gptq, moments
 from edgeredux.passes.onnx.block_weights import DOMAIN, BlockGraph, Width
 from edgeredux.passes.onnx.blocks import Array, Bits, Blocks, hqq, rtn
@@ -20,32 +22,36 @@ from edgeredux.seams import PassContext
 Method: TypeAlias = Literal["rtn", "hqq", "gptq"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class BlockStep:
-    """The options of either pass, checked by it."""
+    """The options, as int4_weights explains them, and the work."""
 
-    name: str
-    bits: Bits
-    method: Method
-    block: int
-    embeddings: Width
-    head: Width
-    compute: Literal["float", "int8"]
-    least: int
-    exclude: tuple[str, ...]
+    name: ClassVar[str]
+    bits: ClassVar[Bits]
+
+    method: Method = "rtn"
+    block: Literal[16, 32, 64, 128, 256] = 32
+    embeddings: Width = "same"
+    head: Width = "same"
+    compute: Literal["float", "int8"] = "float"
+    least: int = Field(default=1024, ge=0)
+    exclude: tuple[str, ...] = ()
+    format: Format = dataclasses.field(default="onnx", init=False)
 
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
-        """The rewritten graph and its Change; see the passes."""
+        """The rewritten graph; details `layers` (bits, method), `tables` (bits), `tied`, `left` (why), `zeros`.
+
+        Raises ArtifactError on an unreadable file, DataError where gptq has no fitting calibration inputs.
+        """
         model = files.read(source)
         common.NameFixPass()(model)
-        unknown = set(self.exclude) - {node.name for node in model.graph.all_nodes()}
-        if unknown:
-            return self._declined(f"exclude names {min(unknown)!r}, which is no node")
+        if (problem := unfit.unknown_node(model, self.exclude)) is not None:
+            return self._declined(problem)
         seen: dict[str, Array] = {}
         if self.method == "gptq":
-            layers = [found.node for found in self._on(model, model.graph, seen).linears()]
-            inputs = {value.name: value for node in layers if (value := node.inputs[0]) is not None}
-            seen = moments(model, inputs.values(), context.calibration, context.scratch)
+            layers = self._on(model, model.graph, seen).linears()
+            widths = {x: found.weight.shape[1] for found in layers if (x := found.node.inputs[0]) is not None}
+            seen = moments(model, widths, context.calibration, context.scratch)
         parts = [self._on(model, graph, seen) for graph in list(files.graphs(model))]
         for part in parts:
             part.rewrite()

@@ -22,7 +22,7 @@ Quantise: TypeAlias = Callable[[ir.Node, Array, Bits], Blocks]  # the layer, its
 _AFTER_HEAD = {"Add", "Cast", "Identity", "Reshape", "Squeeze", "Slice", "Mul", "Div", "Tanh"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linear:
     """A MatMul or Gemm whose weight is constant, and where that comes from."""
 
@@ -40,7 +40,8 @@ class BlockGraph:
     Given   y = MatMul(x, w); e = Gather(t, ids)
     Result  y = MatMulNBits(x, wq, ws); e = GatherBlockQuantized(tq, ids, ts)
 
-    A table that an output layer reads too, turned, is one block tensor for both: their layouts are the same.
+    A table that a layer reads too, turned, is one block tensor for both: their layouts are the same. Where either of
+    the two shall be float, both read the float table.
     """
 
     graph: ir.Graph
@@ -58,6 +59,7 @@ class BlockGraph:
     tied: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)  # name -> why it stays float
     zeros: dict[str, int] = field(default_factory=lambda: {"weights": 0, "before": 0, "after": 0, "lost": 0})
+    _floats: list[Linear] = field(default_factory=list)  # output layers that shall be float
     _made: dict[tuple[int, bool], tuple[Blocks, ir.Value, list[ir.Value]]] = field(default_factory=dict)
 
     def linears(self) -> Iterator[Linear]:
@@ -74,6 +76,7 @@ class BlockGraph:
                 self.left[name] = "excluded"
             elif found.is_head and self.head == "float":
                 self.left[name] = "the output layer, head: float"
+                self._floats.append(found)
             elif not np.isfinite(found.weight).all():
                 self.left[name] = "its weight is not finite"
             else:
@@ -82,23 +85,33 @@ class BlockGraph:
     def rewrite(self) -> None:
         """Replace every layer and table that there is a form for."""
         layers = list(self.linears())
-        tables = list(self._tables())
-        matched = {id(table): linear for table in tables for linear in layers if _same(table, linear)}
-        for table in tables:
-            linear = matched.get(id(table))
-            bits = self._bits(self.embeddings)
-            if linear is not None:
-                bits = max(bits, self._bits(self.head))
-            if linear is None and self.embeddings == "float":
-                self.left[str(table.name)] = "a table, embeddings: float"
+        for table in list(self._tables()):
+            same = [linear for linear in layers if _same(table, linear)]
+            layers = [linear for linear in layers if linear not in same]
+            why = self._stays(table)
+            if why is not None:
+                self.left[str(table.name)] = why
+                self.left |= {str(linear.node.name): f"reads the table {table.name}: {why}" for linear in same}
                 continue
+            bits = max([self._bits(self.embeddings), *(self._bits_of(linear) for linear in same)])
             self._replace_table(table, bits)
-            if linear is not None:
+            for linear in same:
                 self._replace_linear(linear, bits, self._made[id(table), False])
+            if same:
                 self.tied.append(str(table.name))
-                layers.remove(linear)
         for linear in layers:
-            self._replace_linear(linear, self._bits(self.head) if linear.is_head else self.bits, None)
+            self._replace_linear(linear, self._bits_of(linear), None)
+
+    def _stays(self, table: ir.Value) -> str | None:
+        """Why a table stays float."""
+        if self.embeddings == "float":
+            return "a table, embeddings: float"
+        if any(_same(table, head) for head in self._floats):
+            return "the output layer reads it, head: float"
+        return None
+
+    def _bits_of(self, linear: Linear) -> Bits:
+        return self._bits(self.head) if linear.is_head else self.bits
 
     def _bits(self, width: Width) -> Bits:
         return 8 if width == "int8" else self.bits
@@ -106,17 +119,21 @@ class BlockGraph:
     def _tables(self) -> Iterator[ir.Value]:
         for value in list(self.graph.initializers.values()):
             table = files.constant(value)
-            readers = [(node, index) for node, index in value.uses() if _gathers_rows(node, index)]
+            readers = self._row_readers(value)
             if table is None or not readers or table.dtype != np.float32 or table.ndim != 2 or table.size < self.least:
                 continue
             if value.is_graph_output() or not np.isfinite(table).all():
                 continue
-            if any(str(node.name) in self.exclude for node, _ in readers):
+            if any(str(node.name) in self.exclude for node in readers):
                 self.left[str(value.name)] = "excluded"
             elif table.shape[1] % self.block:
                 self.left[str(value.name)] = f"a table of width {table.shape[1]}, no multiple of block {self.block}"
             else:
                 yield value
+
+    def _row_readers(self, value: ir.Value) -> list[ir.Node]:
+        """What gathers rows of it in this graph; a subgraph of it keeps reading the float table."""
+        return [node for node, index in value.uses() if node.graph is self.graph and _gathers_rows(node, index)]
 
     def _blocks(
         self, key: ir.Value, turned: bool, make: Callable[[], Blocks], weight: Array
@@ -142,9 +159,7 @@ class BlockGraph:
         # A table has no inputs to calibrate on and its operator no zeros of its own: rounding to the nearest.
         made, packed, (scales, *_) = self._blocks(value, False, partial(rtn, table, bits, self.block), table)
         flat = initializer(self.graph, f"{value.name}_rows", np.array([len(table), -1], np.int64))
-        for node, index in list(value.uses()):
-            if not _gathers_rows(node, index):
-                continue
+        for node in self._row_readers(value):
             rows = ir.node("Reshape", [packed, flat], name=f"{node.name}_rows")
             rows.outputs[0].name = f"{node.outputs[0].name}_rows"
             attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": self.block, "bits": int(made.bits)}

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from edgeredux.artifact import Change, Format
-from edgeredux.passes.onnx.block_step import BlockStep, Method
-from edgeredux.seams import PassContext, Tolerance
+from edgeredux.passes.onnx.block_step import BlockStep
+from edgeredux.passes.onnx.blocks import Bits
+from edgeredux.seams import Tolerance
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-class Int8Weights:
+class Int8Weights(BlockStep):
     """Weights of MatMul, Gemm and embedding tables as symmetric int8 in blocks; activations stay float.
 
     Given   y = MatMul(x, w); e = Gather(t, ids)
@@ -25,34 +24,14 @@ class Int8Weights:
     weight. Options as of int4_weights. Runs on ONNX Runtime only. Zeros stay zeros (checked, counted in `zeros`).
     """
 
-    method: Method = "rtn"
-    block: Literal[16, 32, 64, 128, 256] = 32
+    name: ClassVar[str] = "int8_weights"
+    bits: ClassVar[Bits] = 8
+
     embeddings: Literal["same", "float"] = "same"
     head: Literal["same", "float"] = "same"
-    compute: Literal["float", "int8"] = "float"
-    least: int = Field(default=1024, ge=0)
-    exclude: tuple[str, ...] = ()
-    format: Format = dataclasses.field(default="onnx", init=False)
     tolerance: Tolerance = dataclasses.field(
         default=Tolerance(
             "int8 steps are 1/128 of a block's largest weight, and weights alone are rounded", cosine=0.99
         ),
         init=False,
     )
-
-    def run(self, source: Path, out: Path, context: PassContext) -> Change:
-        """The rewritten graph; details `layers` (bits, method), `tables` (bits), `tied`, `left` (why), `zeros`.
-
-        Raises ArtifactError on an unreadable file, DataError where gptq has no fitting calibration inputs.
-        """
-        return BlockStep(
-            "int8_weights",
-            8,
-            self.method,
-            self.block,
-            self.embeddings,
-            self.head,
-            self.compute,
-            self.least,
-            self.exclude,
-        ).run(source, out, context)
