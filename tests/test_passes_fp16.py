@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_graphs import clean, kinds, outputs, save
 
 from edgeredux.artifact import Artifact
 from edgeredux.errors import ArtifactError
+from edgeredux.passes.onnx.files import read
 from edgeredux.passes.onnx.fp16 import Fp16
 from edgeredux.passes.onnx.int4_weights import Int4Weights
+from edgeredux.passes.onnx.ranges import largest
 from edgeredux.rewrite import rewrite
 from edgeredux.seams import PassContext
 
@@ -129,6 +132,19 @@ def test_what_would_overflow_stays_float32(tmp_path: Path, context: PassContext)
     np.testing.assert_allclose(outputs(out, **given)[0], outputs(source, **given)[0], rtol=5e-3)
     blind = Fp16().run(source, tmp_path / "b.onnx", context)
     assert (blind.details["largest"], blind.details["beyond"]) == (None, [])
+
+
+def test_a_value_without_a_finite_element_has_no_largest(tmp_path: Path, context: PassContext) -> None:
+    nodes = [helper.make_node("Add", ["x", "low"], ["a"]), helper.make_node("Relu", ["x"], ["y"])]
+    shape = (FLOAT, ["n", 4])
+    source = save(
+        tmp_path / "m.onnx", nodes, {"x": shape}, {"y": shape, "a": shape}, {"low": np.full(4, -np.inf, np.float32)}
+    )
+    model = read(source)
+    for node in model.graph:
+        node.outputs[0].dtype = ir.DataType.FLOAT
+    found = largest(model, [{"x": np.array([[1, -3, 2, 0]], np.float32)}], context.scratch)
+    assert found == {"y": 2.0, "x": 3.0}
 
 
 def test_what_the_file_says_of_inner_types_is_not_kept(tmp_path: Path, context: PassContext) -> None:

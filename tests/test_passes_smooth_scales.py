@@ -136,6 +136,15 @@ def test_padding_sets_no_scale(tmp_path: Path, context: PassContext) -> None:
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+def test_a_spread_over_silent_channels_is_no_number(tmp_path: Path, context: PassContext) -> None:
+    source = block(tmp_path / "m.onnx", "rms written out")
+    silent = {**context.calibration[0], "x": np.zeros_like(context.calibration[0]["x"])}
+    silent["x"][..., 0] = 1
+    change = SmoothScales().run(source, tmp_path / "out.onnx", PassContext([silent], context.log, context.scratch))
+    assert change.details["norms"]["n"]["spread_before"] is None
+    assert "spread" not in change.why
+
+
 def test_what_it_leaves_alone(tmp_path: Path, context: PassContext) -> None:
     out = tmp_path / "out.onnx"
     residual = block(tmp_path / "m.onnx", "LayerNormalization", residual=True)

@@ -158,6 +158,21 @@ def test_a_broken_pattern_is_refused(tmp_path: Path, context: PassContext, rng: 
     assert TwoFour(require=("first", "third")).run(whole, tmp_path / "o.onnx", context).changed
 
 
+def test_what_has_no_groups_is_not_counted_as_none(tmp_path: Path, context: PassContext) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], name="relu"),
+        helper.make_node("MatMul", ["r", "w"], ["y"], name="odd"),
+    ]
+    weights = {"w": np.zeros((6, 8), np.float32)}
+    source = save(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ["n", 6])}, {"y": (FLOAT, ["n", 8])}, weights)
+    for require, said in (
+        (("relu",), "no constant weight"),
+        (("odd",), "odd is required to be 2:4, and its inputs are no multiple of four"),
+        ((), "no weight has a multiple of four inputs"),
+    ):
+        assert said in TwoFour(require=require).run(source, tmp_path / "o.onnx", context).why
+
+
 def test_many_scattered_zeros_are_no_broken_pattern(
     tmp_path: Path, context: PassContext, rng: np.random.Generator
 ) -> None:

@@ -15,14 +15,16 @@ from edgeredux.seams import Feed
 def largest(model: ir.Model, feeds: Sequence[Feed], scratch: Path) -> dict[str, float]:
     """max |x| over the finite elements of every float value of the main graph, by name, inputs included.
 
-    Padding is left out (observe.py). Raises DataError when the feeds do not fit the graph.
+    A value without any finite element is not named. Padding is left out (observe.py). Raises DataError when the feeds
+    do not fit the graph.
     """
     values = [value for node in model.graph for value in node.outputs if value.dtype == ir.DataType.FLOAT]
     found: dict[str, float] = {}
 
     def see(name: str, array: Array) -> None:
         finite = np.abs(array[np.isfinite(array)])
-        found[name] = max(found.get(name, 0.0), float(finite.max()) if finite.size else 0.0)
+        if finite.size:
+            found[name] = max(found.get(name, 0.0), float(finite.max()))
 
     observe(model, values, feeds, scratch, see)
     for value in model.graph.inputs:

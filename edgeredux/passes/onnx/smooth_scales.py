@@ -131,7 +131,8 @@ class SmoothScales:
 
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
         """The rescaled graph; details `norms`: by value, its readers and the spread of its channels (largest over
-        median of max|n_j|) before and after. Raises ArtifactError, DataError without calibration inputs.
+        median of max|n_j|, None where the median is 0) before and after. Raises ArtifactError, DataError without
+        calibration inputs.
         """
         model = files.read(source)
         common.NameFixPass()(model)
@@ -147,9 +148,11 @@ class SmoothScales:
             told[name] = self._apply(model.graph, norm, seen[name])
         common.RemoveUnusedNodesPass()(model)
         files.write(model, out)
-        worst = max(told.values(), key=lambda item: float(item["spread_before"]))
-        why = f"{len(told)} normalised values rescaled, largest spread {worst['spread_before']:.1f} now "
-        why += f"{worst['spread_after']:.1f}"
+        why = f"{len(told)} normalised values rescaled"
+        known = [item for item in told.values() if item["spread_before"] is not None]
+        if known:
+            worst = max(known, key=lambda item: float(item["spread_before"]))
+            why += f", largest spread {worst['spread_before']:.1f} now {worst['spread_after']:.1f}"
         return Change("smooth_scales", True, why, {"norms": told})
 
     def _apply(self, graph: ir.Graph, norm: Norm, largest: Array) -> dict[str, Any]:
@@ -197,6 +200,6 @@ def _maxima(model: ir.Model, found: Sequence[Norm], feeds: Sequence[Feed], scrat
     return seen
 
 
-def _spread(largest: Array) -> float:
+def _spread(largest: Array) -> float | None:
     middle = float(np.median(largest))
-    return float(largest.max()) / middle if middle else 0.0
+    return float(largest.max()) / middle if middle else None

@@ -14,7 +14,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
-from edgeredux.passes.onnx import files
+from edgeredux.passes.onnx import files, unfit
 from edgeredux.passes.onnx.two_four_weights import Weight, weights
 from edgeredux.seams import PassContext, Tolerance
 
@@ -83,22 +83,27 @@ class TwoFour:
     def _problem(
         self, model: ir.Model, marked: dict[str, Any], broken: dict[str, Any], counted: dict[str, tuple[int, int, int]]
     ) -> str | None:
-        unknown = set(self.require) - {str(node.name) for node in model.graph.all_nodes()}
-        if unknown:
-            return f"require names {min(unknown)!r}, which is no node"
+        if (unknown := unfit.unknown_node(model, self.require, "require")) is not None:
+            return unknown
         if broken:
             name, said = next(iter(broken.items()))
             gone = said["groups"] - said["whole"]
             return f"{len(broken)} weights are 2:4 no longer; {name}: {gone} of {said['groups']} groups keep 3 or 4"
         absent = [name for name in self.require if name not in marked]
         if absent:
-            groups, kept, _ = counted.get(absent[0], (0, 0, 0))
+            if absent[0] not in counted:
+                return f"{absent[0]} is required to be 2:4, and it has no constant weight that can be read"
+            groups, kept, _ = counted[absent[0]]
+            if not groups:
+                return f"{absent[0]} is required to be 2:4, and its inputs are no multiple of four"
             return f"{absent[0]} is required to be 2:4: {kept} of {groups} groups are"
         if not marked:
-            nearest = max(counted.items(), key=lambda item: item[1][1] / (item[1][0] or 1), default=None)
-            if nearest is None:
+            if not counted:
                 return "no operator has a constant weight"
-            name, (groups, kept, _) = nearest
+            grouped = [(name, groups, kept) for name, (groups, kept, _) in counted.items() if groups]
+            if not grouped:
+                return "no weight has a multiple of four inputs"
+            name, groups, kept = max(grouped, key=lambda item: item[2] / item[1])
             return f"no weight is 2:4; the nearest, {name}, has {kept} of {groups} groups"
         return None
 
