@@ -303,6 +303,11 @@ def absent(folder: Path) -> None:
     sorted(folder.glob("*.safetensors"))[0].unlink()
 
 
+def headless(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": False}))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -310,6 +315,7 @@ def absent(folder: Path) -> None:
         (elsewhere, "does not hold tensor .* that the index promises"),
         (truncated, "truncated or corrupted"),
         (missing, "'model.layers.1.mlp.up_proj.weight' is not in the checkpoint"),
+        (headless, "'lm_head.weight' is not in the checkpoint"),
         (misshapen, r"has shape \[16, 32\], config.json says \[32, 16\]"),
         (infinite, "has 1 values that are NaN or infinite"),
         (integers, "is of type I8, quantised"),

@@ -27,7 +27,7 @@ class Resident:
         self._checkpoint = checkpoint
         self._prefix = str(getattr(model.module, "base_model_prefix", ""))
         self._handles: list[Any] = []
-        tied = set(getattr(model.module, "_tied_weights_keys", None) or ())
+        tied = set(getattr(model.module, "all_tied_weights_keys", ()))  # by the class and its config
         self.stored: dict[str, str] = {}  # name in the module -> name in the checkpoint
         for name, value in model.module.state_dict().items():
             found = self._find(name)
