@@ -17,7 +17,7 @@ from test_prune_structured import context
 from tiny_models import bert_config, tokens
 
 from edgeredux import loading
-from edgeredux.errors import BundleError, EdgereduxError, ModelError
+from edgeredux.errors import BundleError, EdgereduxError, ModelError, StorageError
 from edgeredux.model import Model
 from edgeredux.pruning import layers as prunable
 from edgeredux.pruning.sparsegpt import inverse_factor
@@ -349,6 +349,14 @@ def test_what_needs_the_whole_model_is_refused(options: dict[str, Any], message:
     with pytest.raises(EdgereduxError, match=message):
         stream(folder, tmp_path / "pruned", Prune(**options))
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_damaged_line_of_progress_is_one_clear_error(tmp_path: Path) -> None:
+    folder = qwen3(tmp_path / "dense")
+    (tmp_path / "pruned.partial").mkdir()
+    (tmp_path / "pruned.partial" / "progress.json").write_text('[{"name": 1')
+    with pytest.raises(StorageError, match="damaged; delete the folder"):
+        stream(folder, tmp_path / "pruned", Prune())
 
 
 def test_two_stacks_are_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from edgeredux.errors import StorageError, one_line
 from edgeredux.model import Model
 from edgeredux.pruning.checkpoint import DTYPES, Checkpoint
 from edgeredux.pruning.layers import Layer, layers
@@ -76,10 +77,18 @@ class BlockRun:
         self.said = "pruning: block by block"
 
     def prepare(self) -> None:
-        """The new files with everything that stands outside the blocks, and what an earlier run has finished."""
+        """The new files with everything that stands outside the blocks, and what an earlier run has finished.
+
+        Raises StorageError where that cannot be read.
+        """
         progress = self.root / "progress.json"
         if progress.is_file():
-            self.lines = [BlockLine(**line) for line in json.loads(progress.read_text(encoding="utf-8"))]
+            try:
+                self.lines = [BlockLine(**line) for line in json.loads(progress.read_text(encoding="utf-8"))]
+            except (ValueError, TypeError) as problem:
+                raise StorageError(
+                    one_line(f"{progress}: damaged; delete the folder it is in to begin anew: {problem}")
+                ) from problem
             return
         shutil.rmtree(self.made, ignore_errors=True)
         self.made.mkdir()
