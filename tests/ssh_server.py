@@ -90,11 +90,13 @@ def serve(folder: Path) -> Iterator[Server]:
     with (folder / "sshd.log").open("wb") as log:
         child = subprocess.Popen([str(SSHD), "-D", "-e", "-f", str(folder / "config")], stdout=log, stderr=log)
     try:
-        for _ in range(200):
+        until = time.monotonic() + 60
+        while True:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             assert child.poll() is None, (folder / "sshd.log").read_text()
+            assert time.monotonic() < until, "sshd gives no sign"
             time.sleep(0.02)
         yield Server(folder, port)
     finally:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from ssh_server import Server, keygen, serve
 
+from edgeredux.agent import process
 from edgeredux.errors import ArtifactError, EnvironmentProblem, StorageError, TargetError
 from edgeredux.execute import execute
 from edgeredux.readings import Missing, Reading
@@ -175,7 +179,7 @@ def test_connection_cut_within_the_run(server: Server, tmp_path: Path) -> None:
 
 def test_killed_agent(server: Server, tmp_path: Path) -> None:
     path = network(tmp_path / "a.onnx")
-    # The second `wait` finds the supervisor dead: it is killed just before.
+    # The second `wait` finds the supervisor dead: it is killed just before, more than a minute before it could end.
     python = server.device_python(
         "import json\n"
         "if 'wait' in words:\n"
@@ -184,27 +188,41 @@ def test_killed_agent(server: Server, tmp_path: Path) -> None:
         "        first('killed')\n"
     )
     with pytest.raises(EnvironmentProblem, match="agent was killed") as problem:
-        Ssh().profile(job(tmp_path, {"dense": path}, feeds(), server.options(python=python), repeats=500_000))
+        Ssh().profile(job(tmp_path, {"dense": path}, feeds(), server.options(python=python), repeats=10_000_000))
     assert (server.folder / "mark-killed").exists()
     assert "\n" not in str(problem.value)
     assert left_there(server) == []
+
+
+def test_stop_ends_the_models_process_when_the_supervisor_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    script = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", script], text=True, start_new_session=True, **pipes) as leader:
+        assert leader.stdout is not None
+        model = int(leader.stdout.readline())
+        identity = {"pid": leader.pid, "born": process._born(leader.pid), "boot": process._boot()}
+        (tmp_path / "out" / "pid.json").write_text(json.dumps(identity), encoding="utf-8")
+        leader.kill()
+    assert process._born(model)
+    assert process.stop(tmp_path) == {"state": "killed"}
+    assert not process._born(model)
 
 
 def test_device_that_started_anew(server: Server, tmp_path: Path) -> None:
     path = network(tmp_path / "a.onnx")
     python = server.device_python(
         "import json\n"
-        "if 'wait' in words:\n"
-        f"    for said in Path({str(server.folder)!r}, 'device', 'jobs').glob('*/out/pid.json'):\n"
-        "        if first('boot'):\n"
-        "            found = json.loads(said.read_text())\n"
-        "            os.killpg(found['pid'], signal.SIGKILL)\n"
-        "            said.write_text(json.dumps({**found, 'boot': 'another'}))\n"
+        "if 'start' in words and first('boot'):\n"
+        "    subprocess.run([sys.executable, *words], check=True)\n"
+        f"    (said,) = Path({str(server.folder)!r}, 'device', 'jobs').glob('*/out/pid.json')\n"
+        "    found = json.loads(said.read_text())\n"
+        "    os.killpg(found['pid'], signal.SIGKILL)\n"
+        "    said.write_text(json.dumps({**found, 'boot': 'another'}))\n"
+        "    sys.exit(0)\n"
     )
     given = feeds()
-    found = Ssh().profile(job(tmp_path, {"dense": path}, given, server.options(python=python), repeats=100_000))[
-        "dense"
-    ]
+    found = Ssh().profile(job(tmp_path, {"dense": path}, given, server.options(python=python)))["dense"]
     assert (server.folder / "mark-boot").exists()
     check_answers(found, path, given, tmp_path)
 
@@ -230,7 +248,6 @@ def test_a_file_that_is_no_model(server: Server, tmp_path: Path) -> None:
 
 def test_what_goes_to_a_device_needs_python_3_8_and_the_standard_library_alone() -> None:
     import ast
-    import sys
 
     from edgeredux import agent, delegates, machine
 

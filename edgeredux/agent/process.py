@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 OUT = "out"
 RESULT = "result.json"
 _PID = "pid.json"
+_DEAD = ("Z", "X")  # states of a process that is only not yet forgotten
 # What `python -c` runs to start one of the agent's commands: argv is ROOT COMMAND ..., ROOT holds package edgeredux.
 BOOT = (
     "import sys; sys.path[:] = [sys.argv.pop(1), *filter(None, sys.path)]; "
@@ -83,18 +85,15 @@ def wait(job: Path, seconds: float) -> dict[str, Any]:
 
 
 def stop(job: Path) -> dict[str, Any]:
-    """Kill what still runs of the job; the state afterwards."""
+    """Kill what still runs of the job, the model's process too where the supervisor is gone; the state afterwards."""
     path = job / OUT / _PID
     if path.is_file():
         identity = json.loads(path.read_text(encoding="utf-8"))
-        if identity["boot"] == _boot() and _alive(identity):
-            try:
+        until = time.monotonic() + 5
+        while _runs(identity) and time.monotonic() < until:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(identity["pid"], signal.SIGKILL)
-            except ProcessLookupError:
-                return state(job)
-            until = time.monotonic() + 5
-            while _alive(identity) and time.monotonic() < until:
-                time.sleep(0.02)
+            time.sleep(0.02)
     return state(job)
 
 
@@ -107,12 +106,26 @@ def _boot() -> str:
 
 def _born(pid: int) -> str:
     """When the process began, in ticks since boot: tells it from a later one of the same number."""
+    fields = _stat(pid)
+    return fields[19] if fields and fields[0] not in _DEAD else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, group, ..: what follows a process's name in its stat; empty where there is no such process."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
+        return []
 
 
 def _alive(identity: dict[str, Any]) -> bool:
     return bool(identity["born"]) and _born(identity["pid"]) == identity["born"]
+
+
+def _runs(identity: dict[str, Any]) -> bool:
+    """Whether a process of the supervisor's group is there; the group's number stays taken as long as one is."""
+    leader = _stat(identity["pid"])
+    if identity["boot"] != _boot() or (leader and leader[19] != identity["born"]):
+        return False
+    found = (_stat(int(place.name)) for place in Path("/proc").glob("[0-9]*"))
+    return any(fields and fields[2] == str(identity["pid"]) and fields[0] not in _DEAD for fields in found)
