@@ -83,8 +83,8 @@ def test_profile_equals_the_reference_and_leaves_nothing(server: Server, tmp_pat
     given = feeds()
     options = server.options()
     Ssh().check(options)
-    found = Ssh().profile(job(tmp_path, {"dense": dense, "reduced": reduced}, given, options))
-    for label, path in (("dense", dense), ("reduced", reduced)):
+    found = Ssh().profile(job(tmp_path, {"b": dense, "a": reduced}, given, options))  # not by the alphabet
+    for label, path in (("b", dense), ("a", reduced)):
         profile = found[label]
         check_answers(profile, path, given, tmp_path)
         latency, memory = profile.readings["latency_ms"], profile.readings["memory_mb"]
@@ -225,6 +225,52 @@ def test_device_that_started_anew(server: Server, tmp_path: Path) -> None:
     found = Ssh().profile(job(tmp_path, {"dense": path}, given, server.options(python=python)))["dense"]
     assert (server.folder / "mark-boot").exists()
     check_answers(found, path, given, tmp_path)
+
+
+def test_what_was_left_on_the_device_is_said(server: Server, tmp_path: Path) -> None:
+    path, given = network(tmp_path / "a.onnx"), feeds()
+    options = server.options(python=server.device_python("if 'remove' in words:\n    cut()\n    sys.exit(1)\n"))
+    found = Ssh().profile(job(tmp_path, {"dense": path}, given, options))["dense"]
+    check_answers(found, path, given, tmp_path)
+    assert "was left on the device" in found.facts["left_there"]
+    (tmp_path / "no.onnx").write_bytes(b"nothing of the kind")
+    with pytest.raises(ArtifactError, match=r"cannot load it.*was left on the device"):
+        Ssh().profile(job(tmp_path, {"dense": tmp_path / "no.onnx"}, given, options))
+
+
+def test_results_that_are_none_are_refused(tmp_path: Path) -> None:
+    from edgeredux.remote import result
+    from edgeredux.remote.job import read_feeds
+
+    alone = {"runtime": "r", "memory_mb": 1.0, "how": "h", "placement": {"CPU": 1}}
+    shared = {
+        "samples_ms": {"a": [1.0, 2.0]},
+        "machine": {"cpu_model": "m", "cores": 4, "governor": "g"},
+        "energy": {"a": {"missing": "no sensor"}},
+        "python": "3.8.0",
+    }
+    good = {"alone": {"a": alone}, "together": shared, "outputs": {"a": ["00.npz", "0"]}}
+    read = result.read(json.dumps(good).encode(), ["a"], 2, "host")
+    assert read.together.machine.facts() == shared["machine"]
+    for part, wrong in (
+        ("together", {**shared, "samples_ms": {"a": [1.0]}}),  # a sample less than asked for
+        ("together", {**shared, "samples_ms": {"a": [1.0, float("nan")]}}),
+        ("together", {**shared, "samples_ms": {"a": [1.0, -2.0]}}),
+        ("together", {**shared, "energy": {"a": {"mj": 0, "n": 20, "how": "h"}}}),
+        ("together", {**shared, "machine": {"cpu_model": "m", "cores": "many"}}),
+        ("alone", {"a": {**alone, "memory_mb": None}}),
+        ("alone", {}),
+        ("outputs", {"b": ["00.npz", "0"]}),
+    ):
+        with pytest.raises(EnvironmentProblem, match="the agent's result"):
+            result.read(json.dumps({**good, part: wrong}).encode(), ["a"], 2, "host")
+    for content in (b"", b"[]", b"[" * 100_000, b'"error"'):
+        with pytest.raises(EnvironmentProblem, match="the agent's result is none"):
+            result.read(content, ["a"], 2, "host")
+    for content in (b"", b"PK\x03\x04 and no more", b"\x93NUMPY"):
+        (tmp_path / "a.npz").write_bytes(content)
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            read_feeds(tmp_path / "a.npz")
 
 
 def test_no_space(server: Server, tmp_path: Path) -> None:

@@ -164,10 +164,9 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def get(root: Path, name: str, offset: int) -> None:
-    """The file's bytes from `offset` on, to stdout."""
+def get(root: Path, name: str) -> None:
+    """The file's bytes, to stdout."""
     with inside(root, name).open("rb") as handle:
-        handle.seek(offset)
         shutil.copyfileobj(handle, sys.stdout.buffer, 1 << 20)
     sys.stdout.buffer.flush()
 
@@ -187,7 +186,7 @@ def main(arguments: list[str]) -> int:
     command, root, more = arguments[0], Path(arguments[1]).expanduser(), arguments[2:]
     try:
         if command == "get":
-            get(root, more[0], int(more[1]))
+            get(root, more[0])
             return 0
         if command == "commit":
             answer = commit(root, Path(more[0]).expanduser())

@@ -2,7 +2,8 @@
 
 job.json: {"models": {label: path}, "latency": {label: feeds}, "quality": {label: feeds}, "files": {path: sha256},
 "threads", "repeats", "warmup", "options": {"optimization", "resolver"}}. Feeds are .npz files, arrays named
-"000/input". Result: out/result.json, {"alone": {label: ..}, "together": ..} or {"error", "kind"}, and out/LABEL.npz.
+"00000/input". Result: out/result.json, {"alone": {label: ..}, "together": .., "outputs": {label: [file, sha256]}} or
+{"error", "kind"}, and the outputs' files.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def supervise(job: Path) -> None:
         for label in said["models"]:
             answer["alone"][label] = _part(job, "alone", label)
         answer["together"] = _part(job, "together")
-        answer["outputs"] = {name: digest(job / process.OUT / name) for name in answer["together"].pop("written")}
+        written = answer["together"].pop("written")
+        answer["outputs"] = {label: [name, digest(job / process.OUT / name)] for label, name in written.items()}
     except runtimes.Unusable as problem:
         answer = {"error": str(problem), "kind": problem.kind}
     except OSError as problem:
@@ -140,7 +142,7 @@ def alone(job: Path, label: str) -> dict[str, Any]:
 
 
 def together(job: Path) -> dict[str, Any]:
-    """Interleaved milliseconds by label, energy by label, the state of the machine; outputs go to out/LABEL.npz."""
+    """Interleaved milliseconds by label, energy by label, the machine; outputs go to files, by label too."""
     import numpy as np
 
     said = _job(job)
@@ -154,24 +156,22 @@ def together(job: Path) -> dict[str, Any]:
     )
     facts.update(condition.between(before, condition.now()))
     spent = energy.of_each({label: _once(models[label].run, fitted[label][0]) for label in models if fitted[label]})
-    written = []
+    written = {}
     for number, label in enumerate(models):
         arrays = {}
         for index, feed in enumerate(_feeds(job, said["quality"][label])):
             for name, value in models[label].run(models[label].fit(feed)).items():
                 if not name.startswith("present."):  # what a decoder keeps for its next token measures no quality
                     arrays[f"{index:05d}/{name}"] = value
-        with (job / process.OUT / f"{number:02d}.npz").open("wb") as handle:
+        written[label] = f"{number:02d}.npz"
+        with (job / process.OUT / written[label]).open("wb") as handle:
             np.savez(handle, **arrays)
-        written.append(f"{number:02d}.npz")
     return {
         "samples_ms": samples,
-        "warmup": said["warmup"],
         "machine": facts,
         "energy": spent,
         "written": written,
         "python": sys.version.split()[0],
-        "numpy": np.__version__,
     }
 
 

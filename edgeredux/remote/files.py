@@ -1,4 +1,4 @@
-"""Files to a device and back, resumed where a lost connection left them; a folder there is whole or not there."""
+"""Files to a device, resumed where a lost connection left them, and back; a folder there is whole or not there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeredux.agent import store
 from edgeredux.artifact import sha256_file
-from edgeredux.errors import ArtifactError, EnvironmentProblem, StorageError
+from edgeredux.errors import ArtifactError, EnvironmentProblem, StorageError, one_line
 from edgeredux.remote.link import CommandFailed, Dropped, Link
 
 _SOURCE = Path(store.__file__).read_text(encoding="utf-8")
@@ -44,19 +44,19 @@ def tell(link: Link, command: str, root: str, *more: str, given: Any = ()) -> di
         if not printed.strip().startswith(b"{"):
             raise
     try:
-        answer = json.loads(printed)
-    except ValueError as problem:
+        answer = dict(json.loads(printed))
+    except (ValueError, TypeError, RecursionError) as problem:
         raise EnvironmentProblem(
             f"{link.host}: {link.python} gave an answer that is none: {printed[:80]!r}"
         ) from problem
     if "error" in answer:
-        kind, said = answer["kind"], f"{link.host}: {answer['error']}"
+        kind, said = answer.get("kind"), one_line(f"{link.host}: {answer['error']}")
         if kind == "no_space":
             raise StorageError(f"{said} (no space left on the device; free some there)")
         if kind in ("cut", "differs"):
             raise Dropped(said)
         raise StorageError(said)
-    return dict(answer)
+    return answer
 
 
 def push(link: Link, root: str, files: Mapping[str, Path], patience: Patience) -> int:
@@ -145,7 +145,7 @@ def fetch(link: Link, root: str, name: str, to: Path, sha256: str | None, patien
     """One file from there, asked for again where the connection was lost. Raises ArtifactError on another hash."""
     while True:
         try:
-            to.write_bytes(link.run([link.python, "-B", "-c", _SOURCE, "get", root, name, "0"]))
+            to.write_bytes(link.run([link.python, "-B", "-c", _SOURCE, "get", root, name]))
             break
         except Dropped as problem:
             patience.again(problem)

@@ -15,12 +15,13 @@ import numpy as np
 from edgeredux import agent, delegates, machine
 from edgeredux.agent import process
 from edgeredux.artifact import sha256_file
-from edgeredux.errors import ArtifactError, EnvironmentProblem, StorageError, one_line
-from edgeredux.remote import files
-from edgeredux.remote.link import CommandFailed, Dropped, Link
+from edgeredux.errors import ArtifactError, EdgereduxError, EnvironmentProblem, StorageError, one_line
+from edgeredux.remote import files, result
+from edgeredux.remote.link import Dropped, Link
 from edgeredux.seams import Feed
 
 _WAIT_S = 20.0
+_CLEANINGS = 3  # tries to take a job's folder away
 _EMPTY = "# edgeredux's agent: only what runs on a device\n"
 
 
@@ -41,14 +42,15 @@ class Work:
 class Done:
     """What came back: the agent's result, outputs by label, bytes sent, connections lost on the way."""
 
-    result: Mapping[str, Any]
+    result: result.Result
     outputs: Mapping[str, list[Feed]]
     sent_bytes: int
     lost: int
+    left_there: str | None  # why the job's folder is still on the device
 
 
 def run(link: Link, folder: str, work: Work, scratch: Path) -> Done:
-    """Do it on the device, in `folder`/jobs there, which holds nothing of it afterwards.
+    """Do it on the device, in `folder`/jobs there, which holds nothing of it afterwards, or it is said why it does.
 
     The same work finds what an earlier, interrupted call left there, and goes on. Raises ArtifactError on a model the
     device's runtime does not take, StorageError on a full disk, EnvironmentProblem on what is missing or was killed.
@@ -65,20 +67,20 @@ def run(link: Link, folder: str, work: Work, scratch: Path) -> Done:
         sent_bytes = files.push(link, root, sent, patience)
     try:
         _to_the_end(link, root, patience)
-        result = json.loads(
-            files.fetch(link, root, f"{process.OUT}/{process.RESULT}", local / "result.json", None, patience).read_text(
-                encoding="utf-8"
-            )
-        )
-        _check(link, result)
+        said = files.fetch(link, root, f"{process.OUT}/{process.RESULT}", local / "result.json", None, patience)
+        found = result.read(said.read_bytes(), work.models, work.repeats, link.host)
         outputs = {}
-        for label, (name, digest) in zip(work.models, result["outputs"].items(), strict=True):
-            path = files.fetch(link, root, f"{process.OUT}/{name}", local / name, digest, patience)
+        for label, (name, digest) in found.outputs.items():
+            path = files.fetch(link, root, f"{process.OUT}/{name}", local / "outputs.npz", digest, patience)
             outputs[label] = read_feeds(path)
-        return Done(result, outputs, sent_bytes, patience.total)
+    except BaseException as problem:
+        left = _clean(link, root)
+        if left and isinstance(problem, EdgereduxError):
+            raise type(problem)(f"{problem}; {left}") from problem
+        raise
     finally:
-        _clean(link, root)
         shutil.rmtree(local, ignore_errors=True)
+    return Done(found, outputs, sent_bytes, patience.total, _clean(link, root))
 
 
 def assemble(work: Work, local: Path) -> dict[str, Path]:
@@ -125,11 +127,11 @@ def read_feeds(path: Path) -> list[Feed]:
     """What `write_feeds` wrote. Raises ArtifactError on a file that is no such thing."""
     found: dict[int, Feed] = {}
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
             for key in archive.files:
                 number, _, name = key.partition("/")
                 found.setdefault(int(number), {})[name] = archive[key]
-    except (OSError, ValueError, EOFError) as problem:
+    except Exception as problem:  # zipfile, zlib and NumPy raise a dozen classes of their own
         raise ArtifactError(
             one_line(f"{path.name}: the device sent outputs that cannot be read: {problem}")
         ) from problem
@@ -152,7 +154,7 @@ def _command(link: Link, root: str, command: str, *more: str) -> dict[str, Any]:
     printed = link.run([link.python, "-B", "-c", process.BOOT, root, command, root, *more], patience_s=_WAIT_S + 60)
     try:
         return dict(json.loads(printed))
-    except ValueError as problem:
+    except (ValueError, TypeError, RecursionError) as problem:
         raise EnvironmentProblem(f"{link.host}: the agent gave no answer but {printed[:80]!r}") from problem
 
 
@@ -179,23 +181,15 @@ def _to_the_end(link: Link, root: str, patience: files.Patience) -> None:
             patience.again(problem)
 
 
-def _check(link: Link, result: Mapping[str, Any]) -> None:
-    if "error" not in result:
-        return
-    message = f"{link.host}: {result['error']}"
-    if result["kind"] == "runtime":
-        raise EnvironmentProblem(message)
-    raise (StorageError if result["kind"] == "no_space" else ArtifactError)(message)
-
-
-def _clean(link: Link, root: str) -> None:
-    """Stop what runs and take the job's folder away; a device that is gone keeps it until the same work comes again."""
-    for attempt in range(3):
+def _clean(link: Link, root: str) -> str | None:
+    """Stop what runs and take the job's folder away; why it is still there, until the same work comes again."""
+    why = ""
+    for _ in range(_CLEANINGS):
         try:
             if files.tell(link, "state", root)["exists"]:
                 _command(link, root, "stop")
             files.tell(link, "remove", root)
-            return
-        except (Dropped, CommandFailed):
-            if attempt == 2:
-                return
+            return None
+        except (EnvironmentProblem, StorageError) as problem:
+            why = str(problem)
+    return one_line(f"{root} was left on the device ({why})")

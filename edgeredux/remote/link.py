@@ -113,6 +113,8 @@ class Link:
                 thread.join(5)
         if moved.problem is not None:
             raise moved.problem
+        if any(thread.is_alive() for thread in threads[1:]):
+            raise Dropped(f"{self.host}: the command ended and its answer did not")
         if child.returncode == 0:
             return bytes(output)
         raise self._problem(child.returncode, one_line(said.decode(errors="replace"), 400), bytes(output))

@@ -16,6 +16,7 @@ from edgeredux.errors import EnvironmentProblem
 from edgeredux.readings import AnyReading, Missing, Reading
 from edgeredux.remote import files, job
 from edgeredux.remote.link import HOST_VARIABLE, Dropped, Link
+from edgeredux.remote.result import NotTaken, Spent
 from edgeredux.runners import inputs, options, together
 from edgeredux.runners.litert import Resolver
 from edgeredux.seams import DeviceProfile, ProfileJob
@@ -68,7 +69,8 @@ def link_of(given: Options) -> Link:
 class Ssh:
     """The agent goes along with the files, checks every hash, and works in a session of its own, so that it outlives a
     lost connection. Each file alone for memory and placement, then all together for time and energy, as the runners of
-    this machine do. The device holds nothing of it afterwards.
+    this machine do. The device holds nothing of it afterwards; where it does, fact
+    `left_there` says why.
     """
 
     format: Format = dataclasses.field(default="onnx", init=False)
@@ -104,37 +106,31 @@ class Ssh:
 
 
 def _profile(job_: ProfileJob, label: str, work: job.Work, done: job.Done) -> DeviceProfile:
-    alone, shared = done.result["alone"][label], done.result["together"]
-    machine = {**shared["machine"], "threads": job_.threads}
-    timing = measure.Timing(
-        {name: tuple(map(float, values)) for name, values in shared["samples_ms"].items()},
-        len(job_.latency_feeds[label]),
-        job_.threads,
-        work.warmup,
-        machine,
-    )
-    runtime = f"{alone['runtime']} on {machine['cpu_model']} over ssh"
-    energy = {label: _energy(shared["energy"].get(label, {"missing": "not taken"}))}
-    found = together.Together(timing, energy, done.outputs)
+    alone, shared = done.result.alone[label], done.result.together
+    machine = {**shared.machine.facts(), "threads": job_.threads}
+    timing = measure.Timing(shared.samples_ms, len(job_.latency_feeds[label]), job_.threads, work.warmup, machine)
+    runtime = f"{alone.runtime} on {shared.machine.cpu_model} over ssh"
+    found = together.Together(timing, {label: _energy(shared.energy[label])}, done.outputs)
     return together.device_profile(
         job_,
         label,
         found,
-        Reading(float(alone["memory_mb"]), "MB", "measured", how=alone["how"]),
+        Reading(alone.memory_mb, "MB", "measured", how=alone.how),
         runtime,
-        placement=alone["placement"],
-        fallbacks=tuple(alone.get("fallbacks", ())),
+        placement=alone.placement,
+        fallbacks=alone.fallbacks,
         facts={
-            "runtime": alone["runtime"],
-            "operators": alone.get("operators", {}),
-            "python": shared["python"],
+            "runtime": alone.runtime,
+            "operators": alone.operators,
+            "python": shared.python,
             "sent_bytes": done.sent_bytes,
             "connections_lost": done.lost,
+            **({"left_there": done.left_there} if done.left_there else {}),
         },
     )
 
 
-def _energy(said: Mapping[str, Any]) -> AnyReading:
-    if "missing" in said:
-        return Missing(said["missing"])
-    return Reading(float(said["mj"]), "mJ", "measured", n=int(said["n"]), how=said["how"])
+def _energy(said: Spent | NotTaken) -> AnyReading:
+    if isinstance(said, NotTaken):
+        return Missing(said.missing)
+    return Reading(said.mj, "mJ", "measured", n=said.n, how=said.how)
