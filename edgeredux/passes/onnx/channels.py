@@ -23,7 +23,7 @@ _TOGETHER = {"Add", "Sub", "Mul", "Div"}
 class Region:
     """From a linear operator to the linear operators that read its channels, and channelwise nodes alone between.
 
-    `nodes` in graph order; `constants` are their per-channel constants (node, input); `readers` the (node, value).
+    `nodes` in graph order; `constants` are their per-channel constants (node, input).
     """
 
     producer: ir.Node

@@ -51,11 +51,16 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """The main graph, then every subgraph of its If, Loop and Scan nodes."""
     yield model.graph
     for node in model.graph.all_nodes():
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield attribute.as_graph()
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                yield from attribute.as_graphs()
+        yield from subgraphs(node)
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that a node itself holds: branches or a body."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
 def initializers(model: ir.Model) -> Iterator[ir.TensorProtocol]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from edgeredux.passes.onnx import files
 from edgeredux.passes.onnx.structure.facts import Array
 from edgeredux.passes.onnx.structure.state import State
 
@@ -58,17 +59,9 @@ def _depends(state: State) -> set[int]:
 
 def _captured(node: ir.Node) -> Iterator[ir.Value]:
     """Values of the graph around that a node's subgraphs read."""
-    for attribute in node.attributes.values():
-        graphs = (
-            [attribute.as_graph()]
-            if attribute.type == ir.AttributeType.GRAPH
-            else list(attribute.as_graphs())
-            if attribute.type == ir.AttributeType.GRAPHS
-            else []
-        )
-        for graph in graphs:
-            for inner in graph.all_nodes():
-                yield from (value for value in inner.inputs if value is not None)
+    for graph in files.subgraphs(node):
+        for inner in graph.all_nodes():
+            yield from (value for value in inner.inputs if value is not None)
 
 
 def _least(array: Array) -> Array:

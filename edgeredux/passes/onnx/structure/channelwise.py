@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeredux.passes.onnx.structure.facts import Flags, Known, any_along, flat_any
-from edgeredux.passes.onnx.structure.rule import Rule, label
+from edgeredux.passes.onnx.structure.rule import Rule, given, label
 from edgeredux.passes.onnx.structure.shape_entries import entries, write_entries
 from edgeredux.passes.onnx.structure.state import State
 
@@ -17,7 +17,7 @@ class Channelwise(Rule):
     """Pooling: channels go through. A constant channel stays one where no padding comes in."""
 
     def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
-        known = state.known(_given(node))
+        known = state.known(given(node))
         same = known.same_along([axis for axis in range(known.mask.ndim) if axis != 1])
         mask = same.mask if _keeps_constants(node) else same.zeros()
         return [Known(mask, same.values), *[None] * (len(node.outputs) - 1)]
@@ -29,7 +29,7 @@ class Channelwise(Rule):
         return [any_along(wanted, [0, *range(2, wanted.ndim)]), *[None] * (len(node.inputs) - 1)]
 
     def agree(self, node: ir.Node, state: State) -> None:
-        value = _given(node)
+        value = given(node)
         if len(node.outputs) > 1:  # places of maxima, counted through all channels
             super().agree(node, state)
             return
@@ -68,7 +68,7 @@ class Resize(Channelwise):
         ) in ("tf_crop_and_resize",):
             return False
         sizes = node.inputs[3] if len(node.inputs) > 3 else None
-        if state.dims(_given(node))[1] != state.dims(node.outputs[0])[1]:
+        if state.dims(given(node))[1] != state.dims(node.outputs[0])[1]:
             return False
         if sizes is None:
             return True
@@ -86,7 +86,7 @@ class Normalised(Rule):
         if not _inference(node):
             return [None] * len(node.outputs)
         vectors = [state.array(value) for value in node.inputs[1:]]
-        known = state.known(_given(node))
+        known = state.known(given(node))
         rank = known.mask.ndim
         scale, bias = vectors[0], vectors[1]
         if scale is None or bias is None:
@@ -118,7 +118,7 @@ class Normalised(Rule):
         if not _inference(node):
             state.pin_all(node, f"{label(node)} is in training mode")
             return
-        value, out = _given(node), node.outputs[0]
+        value, out = given(node), node.outputs[0]
         for axis in range(len(state.dims(value))):
             if axis != 1 and node.op_type == "InstanceNormalization":
                 state.pin(value, [axis], f"{label(node)} mixes its positions")
@@ -142,9 +142,3 @@ def _keeps_constants(node: ir.Node) -> bool:
     padded = any(node.attributes.get_ints("pads", [0])) or node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
     counted = node.attributes.get_int("count_include_pad", 0) == 1
     return not (counted and (padded or node.attributes.get_int("ceil_mode", 0) == 1))
-
-
-def _given(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value

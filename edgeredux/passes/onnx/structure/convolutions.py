@@ -10,7 +10,7 @@ import onnx_ir as ir
 from edgeredux.passes.onnx.structure.bias import add_bias, can_hold
 from edgeredux.passes.onnx.structure.factors import agree_by_factors
 from edgeredux.passes.onnx.structure.facts import Array, Flags, Known, flat_any
-from edgeredux.passes.onnx.structure.rule import Rule, label
+from edgeredux.passes.onnx.structure.rule import Rule, given, label
 from edgeredux.passes.onnx.structure.state import State
 
 
@@ -26,7 +26,7 @@ class Convolution(Rule):
         if table is None:
             return [None]
         groups, inner, outer, _ = table.shape
-        constant, values = _channels(state.known(_given(node)), groups * inner)
+        constant, values = _channels(state.known(given(node)), groups * inner)
         constant, values = constant.reshape(groups, inner), values.reshape(groups, inner)
         if not _plain(node):
             constant = constant & (values == 0)
@@ -50,11 +50,11 @@ class Convolution(Rule):
         groups, _, outer, _ = table.shape
         wanted = np.broadcast_to(flat_any(state.wanted(node.outputs[0]), 1), (groups * outer,))
         read = ((table != 0).any(axis=-1) & wanted.reshape(groups, 1, outer)).any(axis=2).reshape(-1)
-        found: list[Flags | None] = [read.reshape((1, -1) + (1,) * (len(state.dims(_given(node))) - 2)), None]
+        found: list[Flags | None] = [read.reshape((1, -1) + (1,) * (len(state.dims(given(node))) - 2)), None]
         return [*found, wanted][: len(node.inputs)]
 
     def agree(self, node: ir.Node, state: State) -> None:
-        table, value, out, name = self._table(node, state), _given(node), node.outputs[0], label(node)
+        table, value, out, name = self._table(node, state), given(node), node.outputs[0], label(node)
         if table is None:
             state.pin_all(node, f"{name} has a weight that is computed, or channels that are not constant in number")
             return
@@ -88,12 +88,12 @@ class Convolution(Rule):
         return "pads with zeros, which a constant input is not" if constant.any() else "needs them"
 
     def rewrite(self, node: ir.Node, state: State) -> None:
-        table, cut = self._table(node, state), state.cut(_given(node), 1)
+        table, cut = self._table(node, state), state.cut(given(node), 1)
         if table is None or cut is None or not (cut.gone.any() or state.is_cut(node.outputs[0])):
             return
         groups, inner, _, _ = table.shape
         if cut.gone.any():
-            constant, values = _channels(state.known(_given(node)), groups * inner)
+            constant, values = _channels(state.known(given(node)), groups * inner)
             moved = np.where(constant & cut.gone, values, 0).reshape(groups, inner).astype(np.float64)
             add_bias(node, np.einsum("gi,gio->go", moved, table.sum(axis=-1, dtype=np.float64)).reshape(-1), state)
         if groups > 1:
@@ -106,7 +106,7 @@ class Convolution(Rule):
         weight = node.inputs[1]
         assert weight is not None
         known = state.known(weight)
-        channels, made = state.dims(_given(node))[1], state.dims(node.outputs[0])[1]
+        channels, made = state.dims(given(node))[1], state.dims(node.outputs[0])[1]
         if not known.everywhere or channels is None or made is None or None in state.dims(weight):
             return None
         array = np.broadcast_to(known.values, [int(size or 0) for size in state.dims(weight)])
@@ -128,9 +128,3 @@ def _plain(node: ir.Node) -> bool:
     auto = node.attributes.get_string("auto_pad", "NOTSET")
     unpadded = auto == "VALID" or (auto == "NOTSET" and not any(node.attributes.get_ints("pads", [0])))
     return node.op_type == "Conv" and unpadded
-
-
-def _given(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value

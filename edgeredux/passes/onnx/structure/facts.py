@@ -94,6 +94,13 @@ def aligned(array: Array, rank: int) -> Array:
     return array.reshape((1,) * (rank - array.ndim) + array.shape)
 
 
+def widened(array: Array, axis: int, size: int) -> Array:
+    """The array with this extent along the axis."""
+    shape = list(array.shape)
+    shape[axis] = size
+    return np.broadcast_to(array, shape)
+
+
 def needed_by(flags: Flags, dims: Dims) -> Flags:
     """Which elements of a tensor of `dims` a broadcast result reads that is wanted at `flags`."""
     lead = flags.ndim - len(dims)

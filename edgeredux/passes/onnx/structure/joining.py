@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgeredux.passes.onnx.structure.facts import Array, Flags, Known, any_along
-from edgeredux.passes.onnx.structure.moving import given, tie_places, widened
-from edgeredux.passes.onnx.structure.rule import Rule, label
+from edgeredux.passes.onnx.structure.facts import Array, Flags, Known, any_along, widened
+from edgeredux.passes.onnx.structure.moving import tie_places
+from edgeredux.passes.onnx.structure.rule import Rule, given, label
 from edgeredux.passes.onnx.structure.shape_entries import write_entries
 from edgeredux.passes.onnx.structure.state import State
 

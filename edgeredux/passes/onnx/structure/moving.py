@@ -8,8 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from edgeredux.passes.onnx.structure.facts import Array, Flags, Known, any_along
-from edgeredux.passes.onnx.structure.rule import Rule, label
+from edgeredux.passes.onnx.structure.facts import Flags, Known, any_along, widened
+from edgeredux.passes.onnx.structure.rule import Rule, given, label
 from edgeredux.passes.onnx.structure.shape_entries import write_entries
 from edgeredux.passes.onnx.structure.state import State
 
@@ -246,23 +246,9 @@ def tie_places(value: ir.Value, axis: int, out: ir.Value, other: int, index: Ind
         state.only(value, axis, allowed_in, causes)
 
 
-def given(node: ir.Node) -> ir.Value:
-    """The first input."""
-    value = node.inputs[0]
-    assert value is not None
-    return value
-
-
 def _order(node: ir.Node, state: State) -> list[int]:
     rank = len(state.dims(given(node)))
     return list(node.attributes.get_ints("perm", range(rank - 1, -1, -1)))
-
-
-def widened(array: Array, axis: int, size: int) -> Array:
-    """The array with this extent along the axis."""
-    shape = list(array.shape)
-    shape[axis] = size
-    return np.broadcast_to(array, shape)
 
 
 def _constants(node: ir.Node, index: int, state: State) -> list[int] | None:

@@ -8,7 +8,16 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeredux.passes.onnx.structure.bias import add_bias, can_hold
-from edgeredux.passes.onnx.structure.facts import MOST_ELEMENTS, Array, Flags, Known, aligned, any_along, needed_by
+from edgeredux.passes.onnx.structure.facts import (
+    MOST_ELEMENTS,
+    Array,
+    Flags,
+    Known,
+    aligned,
+    any_along,
+    needed_by,
+    widened,
+)
 from edgeredux.passes.onnx.structure.rule import Rule, label
 from edgeredux.passes.onnx.structure.state import State
 
@@ -138,16 +147,16 @@ def product(one: Known, two: Known, *, rows_sum_to_one: bool) -> Known:
             aligned(mask, max(mask.ndim, one.mask.ndim)),
             np.zeros((1,) * max(mask.ndim, one.mask.ndim), two.values.dtype),
         )
-    first, second = _wide(one.mask, inner, -1), _wide(two.mask, inner, -2)
-    own = _wide(one.zeros(), inner, -1)
-    unknown = np.matmul((~first).astype(np.float32), _wide(~zeros, inner, -2).astype(np.float32))
+    first, second = widened(one.mask, -1, inner), widened(two.mask, -2, inner)
+    own = widened(one.zeros(), -1, inner)
+    unknown = np.matmul((~first).astype(np.float32), widened(~zeros, -2, inner).astype(np.float32))
     if not second.all():
         unknown = unknown + np.matmul((first & ~own).astype(np.float32), (~second).astype(np.float32))
     if unknown.size > MOST_ELEMENTS:
         return Known.nothing(unknown.ndim)
     used = np.flatnonzero((first & ~own).any(axis=tuple(range(first.ndim - 1))))
-    left = np.where(first, _wide(one.values, inner, -1), 0)[..., used].astype(np.float64)
-    right = np.where(second, _wide(two.values, inner, -2), 0)[..., used, :].astype(np.float64)
+    left = np.where(first, widened(one.values, -1, inner), 0)[..., used].astype(np.float64)
+    right = np.where(second, widened(two.values, -2, inner), 0)[..., used, :].astype(np.float64)
     return Known(unknown == 0, np.matmul(left, right).astype(two.values.dtype))
 
 
@@ -165,14 +174,6 @@ def _is_softmax(value: ir.Value) -> bool:
     return node.attributes.get_int("axis", -1) in (-1, len(value.shape) - 1)
 
 
-def _wide(array: Array, size: int, axis: int) -> Array:
-    if array.shape[axis] == size:
-        return array
-    shape = list(array.shape)
-    shape[axis] = size
-    return np.broadcast_to(array, shape)
-
-
 def _turned(flags: Flags) -> Flags:
     return np.swapaxes(flags, -1, -2)
 
@@ -188,7 +189,7 @@ def _read(wanted: Flags, table: Known) -> Flags:
     live = _turned(~table.zeros())
     columns = max(wanted.shape[-1], live.shape[-2])
     found: Flags = (
-        np.matmul(_wide(wanted, columns, -1).astype(np.float32), _wide(live, columns, -2).astype(np.float32)) > 0
+        np.matmul(widened(wanted, -1, columns).astype(np.float32), widened(live, -2, columns).astype(np.float32)) > 0
     )
     return found
 
@@ -205,8 +206,8 @@ def _removable(one: ir.Value, two: ir.Value, out: ir.Value, state: State) -> Fla
     if left.everywhere and left.values.ndim == 2:
         gone = state.gone(out, rows) if state.cut(out, rows) else np.zeros(left.values.shape[0], bool)
         return _unread(_turned_known(left), gone)
-    zero = _wide(left.zeros(), size, -1).all(axis=tuple(range(left.mask.ndim - 1)))
-    other = _wide(right.zeros(), size, -2).all(axis=(*range(right.mask.ndim - 2), right.mask.ndim - 1))
+    zero = widened(left.zeros(), -1, size).all(axis=tuple(range(left.mask.ndim - 1)))
+    other = widened(right.zeros(), -2, size).all(axis=(*range(right.mask.ndim - 2), right.mask.ndim - 1))
     return np.asarray(zero | other)
 
 

@@ -16,7 +16,7 @@ from edgeredux.passes.onnx.structure.factors import (
     paired,
 )
 from edgeredux.passes.onnx.structure.facts import Flags, Known, flat_any, needed_by
-from edgeredux.passes.onnx.structure.rule import Rule, label, nothing
+from edgeredux.passes.onnx.structure.rule import Rule, given, label, nothing
 from edgeredux.passes.onnx.structure.shape_entries import entries, write_entries
 from edgeredux.passes.onnx.structure.state import State
 
@@ -70,7 +70,7 @@ class Reshape(Reshaping):
             cut = state.cut(out, axis)
             if cut is None or entry is None or entry == -1:
                 continue
-            before = state.cut(node.inputs[0], axis) if axis < len(state.dims(_given(node))) else None
+            before = state.cut(node.inputs[0], axis) if axis < len(state.dims(given(node))) else None
             if entry == 0 and node.attributes.get_int("allowzero", 0) == 0:
                 if before is not None and before.left == cut.left:
                     continue
@@ -85,9 +85,9 @@ class DepthToSpace(Rule):
     """Channels are places of a block times channels of the output; whole channels of the output go."""
 
     def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
-        known, places = state.known(_given(node)), node.attributes.get_int("blocksize", 1) ** 2
+        known, places = state.known(given(node)), node.attributes.get_int("blocksize", 1) ** 2
         known = known.same_along([0, 2, 3])
-        channels = state.dims(_given(node))[1]
+        channels = state.dims(given(node))[1]
         if channels is None:
             return [None]
         last = not _column_row(node)
@@ -97,7 +97,7 @@ class DepthToSpace(Rule):
         return [Known(same.mask.reshape(1, -1, 1, 1), same.values.reshape(1, -1, 1, 1))]
 
     def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
-        channels, places = state.dims(_given(node))[1], node.attributes.get_int("blocksize", 1) ** 2
+        channels, places = state.dims(given(node))[1], node.attributes.get_int("blocksize", 1) ** 2
         if channels is None:
             return [None]
         read = np.broadcast_to(flat_any(state.wanted(node.outputs[0]), 1), (channels // places,))
@@ -105,7 +105,7 @@ class DepthToSpace(Rule):
         return [wide.reshape(1, -1, 1, 1)]
 
     def agree(self, node: ir.Node, state: State) -> None:
-        value, out, name = _given(node), node.outputs[0], label(node)
+        value, out, name = given(node), node.outputs[0], label(node)
         for one in (value, out):
             state.pin(one, [0, 2, 3], f"{name} needs all positions")
         channels, places = state.dims(value)[1], node.attributes.get_int("blocksize", 1) ** 2
@@ -127,15 +127,15 @@ class Expand(Rule):
 
     def known(self, node: ir.Node, state: State) -> Sequence[Known | None]:
         rank = len(state.dims(node.outputs[0]))
-        found = state.known(_given(node))
+        found = state.known(given(node))
         lead = (1,) * (rank - found.mask.ndim)
         return [Known(found.mask.reshape(lead + found.mask.shape), found.values.reshape(lead + found.values.shape))]
 
     def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
-        return [needed_by(state.wanted(node.outputs[0]), state.dims(_given(node))), None]
+        return [needed_by(state.wanted(node.outputs[0]), state.dims(given(node))), None]
 
     def agree(self, node: ir.Node, state: State) -> None:
-        value, out = _given(node), node.outputs[0]
+        value, out = given(node), node.outputs[0]
         state.pin(node.inputs[1], None, f"{label(node)} reads sizes")
         said = entries(node.inputs[1], state)
         lead = len(state.dims(out)) - len(state.dims(value))
@@ -167,10 +167,10 @@ class Shape(Rule):
     """Reads sizes, no elements. A size may change where all that reads it is the shape of a Reshape or an Expand."""
 
     def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
-        return [nothing(len(state.dims(_given(node))))]
+        return [nothing(len(state.dims(given(node))))]
 
     def agree(self, node: ir.Node, state: State) -> None:
-        value, out = _given(node), node.outputs[0]
+        value, out = given(node), node.outputs[0]
         state.pin(out, [0], f"{label(node)} gives one size an axis")
         fitting = all(use.node.op_type in ("Reshape", "Expand") and use.idx == 1 for use in out.uses())
         axes = _axes(node, len(state.dims(value)))
@@ -193,15 +193,9 @@ def _follow_source(node: ir.Node, axis: int, place: int, state: State) -> None:
     if shape is None or shape.op_type != "Shape" or place < 0 or not isinstance(state.rule(shape), Shape):
         state.pin(out, [axis], cause)
         return
-    value = _given(shape)
+    value = given(shape)
     axes = _axes(shape, len(state.dims(value)))
     if place >= len(axes):
         state.pin(out, [axis], cause)
     elif state.cut(out, axis) is not None or state.cut(value, axes[place]) is not None:
         state.tie(value, axes[place], out, axis, cause)
-
-
-def _given(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value

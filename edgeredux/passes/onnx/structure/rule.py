@@ -38,6 +38,13 @@ def label(node: ir.Node) -> str:
     return f"{node.op_type} {node.name or node.outputs[0].name}"
 
 
+def given(node: ir.Node) -> ir.Value:
+    """The first input."""
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
 def everything(rank: int) -> Flags:
     """All elements of a tensor."""
     return np.ones((1,) * rank, bool)
