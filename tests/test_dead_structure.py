@@ -398,3 +398,27 @@ def test_half_of_minilm_masked_is_half_of_minilm(tmp_path: Path, context: PassCo
     answer = rewrite(Artifact.of(source, "m", "reduced"), [("d", DeadStructure())], context, feeds, tmp_path)
     assert answer.history[-1].details["parity"]["passed"]
     assert_same_graph(answer.path, wanted)
+
+
+def test_a_softmax_before_opset_13_sums_over_all_axes_from_its_own(tmp_path: Path, context: PassContext) -> None:
+    """Without an axis it is 1 there, not the last: rows of a tensor of rank 3 do not sum to one, so b is not the end."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "zeros"], ["v0"]),
+        helper.make_node("Add", ["v0", "b"], ["v"]),
+        helper.make_node("Softmax", ["s"], ["p"]),
+        helper.make_node("MatMul", ["p", "v"], ["m"]),
+        helper.make_node("Add", ["q", "m"], ["y"]),
+    ]
+    inputs = {"x": (FLOAT, [2, 4, 5]), "s": (FLOAT, [2, 3, 4]), "q": (FLOAT, [2, 3, 6])}
+    weights = {"zeros": np.zeros((5, 6), np.float32), "b": np.arange(1, 7, dtype=np.float32)}
+    source = save(tmp_path / "m.onnx", nodes, inputs, {"y": (FLOAT, [2, 3, 6])}, weights)
+    rng = np.random.default_rng(0)
+    feed = {name: rng.normal(size=shape).astype(np.float32) for name, (_, shape) in inputs.items()}
+    for version in (20, 11):
+        model = onnx.load(source)
+        model.opset_import[0].version, model.ir_version = version, 6
+        onnx.save(model, source)
+        before = outputs(source, **feed)[0]
+        assert np.allclose(before - feed["q"], weights["b"], atol=1e-5) == (version == 20)
+        assert run(source, tmp_path / f"{version}.onnx", context).changed == (version == 20)
+    assert kinds(tmp_path / "20.onnx") == {"Add": 1}

@@ -20,17 +20,17 @@ class Mixing(Rule):
 
     def needed(self, node: ir.Node, state: State) -> Sequence[Flags | None]:
         out = node.outputs[0]
-        flags = any_along(state.wanted(out), _mixed(node, len(state.dims(out))))
+        flags = any_along(state.wanted(out), mixed(node, len(state.dims(out))))
         return [flags, *[None] * (len(node.inputs) - 1)]
 
     def agree(self, node: ir.Node, state: State) -> None:
         value, name = node.inputs[0], label(node)
         assert value is not None
-        mixed = _mixed(node, len(state.dims(value)))
+        summed = mixed(node, len(state.dims(value)))
         for other in (*node.inputs[1:], *node.outputs[1:]):
             state.pin(other, None, f"{name} mixes this axis")
         for axis in range(len(state.dims(value))):
-            if axis in mixed or len(node.outputs) > 1:
+            if axis in summed or len(node.outputs) > 1:
                 state.pin(value, [axis], f"{name} mixes this axis")
                 state.pin(node.outputs[0], [axis], f"{name} mixes this axis")
             else:
@@ -79,7 +79,8 @@ class Reduction(Rule):
                 place += 1
 
 
-def _mixed(node: ir.Node, rank: int) -> list[int]:
+def mixed(node: ir.Node, rank: int) -> list[int]:
+    """The axes over which a Softmax or a normalisation sums; before opset 13 a Softmax takes all from its axis on."""
     axis = node.attributes.get_int("axis", -1)
     axis = axis + rank if axis < 0 else axis
     graph = node.graph

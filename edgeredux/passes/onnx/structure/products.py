@@ -18,6 +18,7 @@ from edgeredux.passes.onnx.structure.facts import (
     needed_by,
     widened,
 )
+from edgeredux.passes.onnx.structure.mixing import mixed
 from edgeredux.passes.onnx.structure.rule import Rule, label
 from edgeredux.passes.onnx.structure.state import State
 
@@ -171,7 +172,7 @@ def _is_softmax(value: ir.Value) -> bool:
     node = value.producer()
     if node is None or node.op_type != "Softmax" or node.domain != "" or value.shape is None:
         return False
-    return node.attributes.get_int("axis", -1) in (-1, len(value.shape) - 1)
+    return mixed(node, len(value.shape)) == [len(value.shape) - 1]
 
 
 def _turned(flags: Flags) -> Flags:
