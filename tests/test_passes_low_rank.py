@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
@@ -87,6 +88,22 @@ def test_what_does_not_gain_is_declined_with_its_number(tmp_path: Path, context:
         assert not change.changed
         assert said in change.why
         assert not (tmp_path / f"{name}-out.onnx").exists()
+
+
+def test_layers_that_share_a_weight_share_its_factors(tmp_path: Path, context: PassContext) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="a"),
+        helper.make_node("MatMul", ["a", "w"], ["b"], name="b"),
+        helper.make_node("Gemm", ["b", "w"], ["y"], transB=1, name="c"),  # the same square matrix, turned
+    ]
+    shape = (FLOAT, ["n", 256])
+    source = save(tmp_path / "m.onnx", nodes, {"x": shape}, {"y": shape}, {"w": of_rank(16, 256, 256)})
+    change = LowRank(tokens=128).run(source, tmp_path / "out.onnx", context)
+    assert change.details["macs_after"] == 3 * 16 * 512
+    sizes = [len(item.raw_data) for item in onnx.load(tmp_path / "out.onnx").graph.initializer]
+    assert sizes == [4 * 16 * 256] * 4
+    x = RANDOM.normal(size=(5, 256)).astype(np.float32)
+    np.testing.assert_allclose(run(tmp_path / "out.onnx", x), run(source, x), atol=2e-5)
 
 
 def test_too_much_lost_is_rolled_back(tmp_path: Path, context: PassContext) -> None:

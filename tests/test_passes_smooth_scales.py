@@ -136,6 +136,23 @@ def test_padding_sets_no_scale(tmp_path: Path, context: PassContext) -> None:
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+def test_a_square_weight_that_is_read_both_ways(tmp_path: Path, context: PassContext) -> None:
+    rng = np.random.default_rng(4)
+    nodes = [
+        helper.make_node("Mul", ["x", "gain"], ["n"]),
+        helper.make_node("MatMul", ["n", "w"], ["a"]),
+        helper.make_node("Gemm", ["n", "w"], ["b"], transB=1),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    weights = {"gain": np.linspace(0.1, 9, 16, dtype=np.float32), "w": rng.normal(size=(16, 16)).astype(np.float32)}
+    source = save(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ["n", 16])}, {"y": (FLOAT, ["n", 16])}, weights)
+    x = rng.normal(size=(6, 16)).astype(np.float32)
+    assert (
+        SmoothScales().run(source, tmp_path / "o.onnx", PassContext([{"x": x}], context.log, context.scratch)).changed
+    )
+    np.testing.assert_allclose(outputs(tmp_path / "o.onnx", x=x)[0], outputs(source, x=x)[0], rtol=1e-4, atol=1e-4)
+
+
 def test_a_spread_over_silent_channels_is_no_number(tmp_path: Path, context: PassContext) -> None:
     source = block(tmp_path / "m.onnx", "rms written out")
     silent = {**context.calibration[0], "x": np.zeros_like(context.calibration[0]["x"])}

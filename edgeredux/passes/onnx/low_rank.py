@@ -14,9 +14,11 @@ from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
 from edgeredux.passes.onnx import channels, files, tile_cost
+from edgeredux.passes.onnx.weights import initializer, stored, transposed
 from edgeredux.seams import PassContext, Tolerance
 
 Array = channels.Array
+Said = dict[str, Any]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -54,12 +56,20 @@ class LowRank:
         """
         model = files.read(source)
         common.NameFixPass()(model)
-        layers: dict[str, dict[str, Any]] = {}
+        layers: dict[str, Said] = {}
+        seen: dict[tuple[int, bool, int], tuple[Said, tuple[ir.Value, ir.Value] | None]] = {}
         for graph in list(files.graphs(model)):
             for node in list(graph):
-                if node.op_type in ("MatMul", "Gemm") and channels.is_linear(node):
-                    said = self._lower(node, context.threads)
-                    layers[str(node.name or node.outputs[0].name)] = said
+                if node.op_type not in ("MatMul", "Gemm") or not channels.is_linear(node):
+                    continue
+                key = id(node.inputs[1]), transposed(node), id(graph)
+                if key not in seen:  # two layers may share a weight
+                    said, factors = self._factor(node, context.threads)
+                    seen[key] = said, None if factors is None else _stored(node, graph, *factors)
+                said, values = seen[key]
+                layers[str(node.name or node.outputs[0].name)] = said
+                if values is not None:
+                    _replace(node, graph, *values)
         if not layers:
             return Change("low_rank", False, "declined: no MatMul or Gemm with a constant float weight")
         details = {"layers": dict(sorted(layers.items()))}
@@ -75,15 +85,16 @@ class LowRank:
         why = f"{len(lowered)} of {len(layers)} layers in two thin products, {before} weights now {after}"
         return Change("low_rank", True, why, {**details, "macs_before": before, "macs_after": after})
 
-    def _lower(self, node: ir.Node, threads: int) -> dict[str, Any]:
+    def _factor(self, node: ir.Node, threads: int) -> tuple[Said, tuple[Array, Array] | None]:
+        """What is said of a layer, and the two factors [inputs, rank] and [rank, outputs] where they pay."""
         matrix = channels.rows(node).T.astype(np.float64)  # [inputs, outputs]
         inputs, outputs = matrix.shape
         zeros = float((matrix == 0).mean())
-        said: dict[str, Any] = {"shape": [inputs, outputs], "lowered": False, "expected_gain": 0.0}
+        said: Said = {"shape": [inputs, outputs], "lowered": False, "expected_gain": 0.0}
         if zeros >= 0.1:
-            return {**said, "reason": f"{zeros:.0%} of its weights are zero, which two factors would fill"}
+            return {**said, "reason": f"{zeros:.0%} of its weights are zero, which two factors would fill"}, None
         if not np.isfinite(matrix).all():
-            return {**said, "reason": "a weight is not finite"}
+            return {**said, "reason": "a weight is not finite"}, None
         left, sizes, right = np.linalg.svd(matrix, full_matrices=False)
         rank, kept = _rank(sizes, self.energy)
         rates = tile_cost.INT8 if self.int8 else tile_cost.FLOAT
@@ -94,10 +105,10 @@ class LowRank:
         reason = f"rank {rank} of {min(inputs, outputs)} keeps {kept:.4%}: {gain:.2f}x expected at {self.tokens} tokens"
         said |= {"rank": rank, "energy": kept, "expected_gain": round(gain, 3)}
         if gain < self.minimum_gain:
-            return {**said, "reason": f"{reason}, below {self.minimum_gain:g}x"}
+            return {**said, "reason": f"{reason}, below {self.minimum_gain:g}x"}, None
         root = np.sqrt(sizes[:rank])  # shared out evenly, so that neither factor needs a wider range
-        _replace(node, (left[:, :rank] * root).astype(np.float32), (root[:, None] * right[:rank]).astype(np.float32))
-        return {**said, "lowered": True, "reason": reason}
+        first, second = left[:, :rank] * root, root[:, None] * right[:rank]
+        return {**said, "lowered": True, "reason": reason}, (first.astype(np.float32), second.astype(np.float32))
 
 
 def _rank(sizes: Array, energy: float) -> tuple[int, float]:
@@ -111,25 +122,16 @@ def _rank(sizes: Array, energy: float) -> tuple[int, float]:
     return rank, float(shares[rank - 1])
 
 
-def _replace(node: ir.Node, first: Array, second: Array) -> None:
-    """`node` reads the product of its input with `first`, and multiplies by `second`."""
-    graph, given, weight = node.graph, node.inputs[0], node.inputs[1]
-    assert graph is not None
-    assert given is not None
+def _stored(node: ir.Node, graph: ir.Graph, first: Array, second: Array) -> tuple[ir.Value, ir.Value]:
+    weight = node.inputs[1]
     assert weight is not None
-    name = weight.name or node.name or "weight"
-    turned = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
-    values = []
-    for suffix, array in (("low_rank_in", first), ("low_rank_out", second.T if turned else second)):
-        tensor = ir.tensor(np.ascontiguousarray(array), name=f"{name}.{suffix}")
-        value = ir.Value(name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-        value.const_value = tensor
-        if tensor.name in graph.initializers:  # a weight that two layers share was factored before
-            value = graph.initializers[str(tensor.name)]
-        else:
-            graph.register_initializer(value)
-        values.append(value)
-    thin = ir.node("MatMul", [given, values[0]], name=f"{node.name}_low_rank")
+    made = initializer(graph, f"{weight.name}.low_rank_in", first)
+    return made, initializer(graph, f"{weight.name}.low_rank_out", stored(node, second.T))
+
+
+def _replace(node: ir.Node, graph: ir.Graph, first: ir.Value, second: ir.Value) -> None:
+    """`node` reads the product of its input with `first`, and multiplies by `second`."""
+    thin = ir.node("MatMul", [node.inputs[0], first], name=f"{node.name}_low_rank")
     graph.insert_before(node, thin)
     node.replace_input_with(0, thin.outputs[0])
-    node.replace_input_with(1, values[1])
+    node.replace_input_with(1, second)

@@ -17,7 +17,7 @@ from edgeredux.artifact import Change, Format
 from edgeredux.errors import DataError
 from edgeredux.passes.onnx import channels, files
 from edgeredux.passes.onnx.observe import Array, observe
-from edgeredux.passes.onnx.weights import initializer, stored
+from edgeredux.passes.onnx.weights import initializer, stored, transposed
 from edgeredux.seams import Feed, PassContext, Tolerance
 
 # Normalisations by the input that is their gain and the one that is their shift.
@@ -161,15 +161,14 @@ class SmoothScales:
         for node, index in norm.scaled:
             made = (_array(node, index) / s).astype(np.float32)
             node.replace_input_with(index, initializer(graph, f"{norm.value.name}_smooth", made))
-        weights: dict[int, ir.Value] = {}  # one that several read is rescaled once
+        weights: dict[tuple[int, bool], ir.Value] = {}  # one that several read is rescaled once
         for node, table in zip(norm.linears, tables, strict=True):
             old = node.inputs[1]
             assert old is not None
-            if id(old) not in weights:
-                weights[id(old)] = initializer(
-                    graph, f"{old.name}_smooth", stored(node, (table * s).astype(np.float32))
-                )
-            node.replace_input_with(1, weights[id(old)])
+            key = id(old), transposed(node)
+            if key not in weights:
+                weights[key] = initializer(graph, f"{old.name}_smooth", stored(node, (table * s).astype(np.float32)))
+            node.replace_input_with(1, weights[key])
         if norm.others:
             back = initializer(graph, f"{norm.value.name}_back", s.astype(np.float32))
             mul = ir.node("Mul", [norm.value, back], name=f"{norm.value.name}_back")
