@@ -90,7 +90,7 @@ class Bench:
         own = (vectors * self._reference(pruning)).sum(axis=1)
         shipped = packed.pack(made.path, place / "shipped.erpack")
         zeros = [change.details["zeros"] for change in made.history if change.details.get("zeros")]
-        last = made.history[-1]
+        restored = [change.details["restored"] for change in made.history if "restored" in change.details]
         return {
             "bytes": made.size_bytes,
             "share": made.size_bytes / self._export("").stat().st_size,
@@ -102,7 +102,7 @@ class Bench:
             "spearman": self._spearman(vectors),
             "zeros": {"before": zeros[-1]["before"], "after": zeros[-1]["after"]} if zeros else None,
             "rolled_back": [c.why for c in made.history if c.details.get("rolled_back")],
-            "restored": len(last.details.get("restored", ())),
+            "restored": sum(map(len, restored)) if restored else None,
             "seconds": round(seconds, 1),
             "passes": [{"pass": c.step, "changed": c.changed, "why": c.why} for c in made.history],
         }
