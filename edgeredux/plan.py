@@ -181,13 +181,16 @@ def _uses(recipe: Recipe, only: Sequence[str] | None) -> tuple[Use, ...]:
             said = _like(recipe, target)
         for runner_name, section in said.items():
             runtime = target.runtime(runner_name, where)
+            runner: Runner = registry.create("runner", runner_name, {}, where)
+            if runtime.format not in runner.formats:
+                takes = " or ".join(runner.formats)
+                raise TargetError(f"target {target.name}: runner {runner_name} takes {takes}, not {runtime.format}")
             for side in (section.dense, section.reduced):
                 if recipe.artifacts[section.dense].cache != recipe.artifacts[section.reduced].cache:
                     raise RecipeError(f"{where}.{runner_name}: one artifact has cache: true, the other has not")
                 if recipe.artifacts[side].format != runtime.format:
                     given = recipe.artifacts[side].format
                     raise RecipeError(f"{where}.{runner_name}: takes {runtime.format}, artifact {side!r} is {given}")
-            runner = registry.create("runner", runner_name, {}, where)
             budget = {**target.budget, **section.budget} if runtime == target.runtimes[0] else dict(section.budget)
             entry = target.entry(runner_name)
             uses.append(Use(target, runtime, runner, entry, section.dense, section.reduced, budget))

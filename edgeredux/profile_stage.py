@@ -20,7 +20,7 @@ from edgeredux.quality import Yardstick, judge_outputs
 from edgeredux.readings import AnyReading, Missing, Reading, from_json
 from edgeredux.reduce_stage import Reduced
 from edgeredux.report import StepLine, TargetReport
-from edgeredux.seams import DeviceProfile, ProfileJob, Progress
+from edgeredux.seams import DeviceProfile, NamesDevice, ProfileJob, Progress
 from edgeredux.workspace import Workspace
 
 # Simulators of hardware take seconds a sample; their quality is taken on fewer, and n says so.
@@ -110,6 +110,8 @@ def _profile(
         "threads": plan.recipe.threads,
         "seed": plan.recipe.seed,
     }
+    if isinstance(use.runner, NamesDevice):
+        key["device"] = use.runner.device(use.runtime.options)
 
     def build(target: Path) -> None:
         scratch = target / "scratch"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from edgeredux.artifact import Change, Format
 from edgeredux.processes import ALONE, Processes
@@ -182,15 +182,23 @@ class DeviceProfile:
 
 @runtime_checkable
 class Runner(Protocol):
-    """Executes or simulates artifacts on a target."""
+    """Executes or simulates artifacts on a target, of the formats that it takes."""
 
-    format: Format
+    formats: ClassVar[tuple[Format, ...]]
 
     def check(self, options: Mapping[str, Any]) -> None:
         """Raise EnvironmentProblem (with the install command) or TargetError (unknown option) before any work."""
 
     def profile(self, job: ProfileJob) -> dict[str, DeviceProfile]:
         """One DeviceProfile per artifact label. A silently dropped delegate is an error, not a slower number."""
+
+
+@runtime_checkable
+class NamesDevice(Protocol):
+    """A runner of which the target's file does not say which device it measures."""
+
+    def device(self, options: Mapping[str, Any]) -> str:
+        """Which one it would be now. What one device gave is never taken for another's."""
 
 
 @runtime_checkable

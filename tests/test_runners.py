@@ -91,7 +91,7 @@ def test_litert_says_how_many_operators_its_delegate_took(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("runner", [OnnxRuntimeCpu(), Litert()], ids=["onnxruntime", "litert"])
 def test_a_damaged_file_and_wrong_inputs_are_one_line(runner: Any, tmp_path: Path) -> None:
-    suffix = "onnx" if runner.format == "onnx" else "tflite"
+    (suffix,) = runner.formats
     (tmp_path / f"bad.{suffix}").write_bytes(b"\x08\x07nothing of use")
     with pytest.raises(ArtifactError, match="bad") as told:
         runner.profile(job(tmp_path, {"dense": tmp_path / f"bad.{suffix}"}, feeds()))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import onnx
@@ -271,6 +272,31 @@ def test_results_that_are_none_are_refused(tmp_path: Path) -> None:
         (tmp_path / "a.npz").write_bytes(content)
         with pytest.raises(ArtifactError, match="cannot be read"):
             read_feeds(tmp_path / "a.npz")
+
+
+def test_readings_of_one_device_are_not_reused_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step's key, with a plan of which only what the key reads is there."""
+    from edgeredux import profile_stage
+
+    class Keys:
+        def __init__(self) -> None:
+            self.found: list[Any] = []
+
+        def step(self, name: str, key: Any, build: Any) -> Path:
+            self.found.append(key)
+            raise KeyError(name)
+
+    said = MagicMock()
+    said.artifact.return_value.shapes = {}
+    use = MagicMock(runner=Ssh(), runtime=MagicMock(options={}), entry="board")
+    keys = Keys()
+    for host in ("pi@board:22", "pi@board:22", "pi@other", "eve@board:22"):
+        monkeypatch.setenv("EDGEREDUX_SSH_HOST", host)
+        with pytest.raises(KeyError):
+            profile_stage._profile(said, use, said, said, said, keys)  # type: ignore[arg-type]
+    first, again, *others = [key["device"] for key in keys.found]
+    assert first == again
+    assert len({first, *others}) == 3
 
 
 def test_no_space(server: Server, tmp_path: Path) -> None:

@@ -42,6 +42,17 @@ def test_a_target_of_ones_own(cli: Cli, tmp_path: Path) -> None:
     assert cli("targets", "show", "ethos-u85-513").returncode == 2
 
 
+def test_a_format_that_the_runner_does_not_take_is_refused(cli: Cli, tmp_path: Path) -> None:
+    said = yaml.safe_load(target.shipped()["host-cpu"].read_text(encoding="utf-8"))
+    mine, out = tmp_path / "mine.yaml", tmp_path / "out"
+    runtimes = [{"runner": "onnxruntime", "format": "tflite"}]
+    mine.write_text(yaml.safe_dump({**said, "name": "mine", "runtimes": runtimes}), encoding="utf-8")
+    done = cli("run", "quickstart", "--target", mine, "--out", out)
+    assert done.returncode == 2
+    assert "runner onnxruntime takes onnx, not tflite" in done.stderr
+    assert not out.exists()
+
+
 def test_energy_model_against_the_formula() -> None:
     coefficients = {
         "pj_per_mac": {"int8": {"value": 0.23, "source": "s"}},

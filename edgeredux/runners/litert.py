@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -43,7 +42,7 @@ class Litert:
     (it takes the packed bytes for a matrix and returns garbage).
     """
 
-    format: Format = dataclasses.field(default="tflite", init=False)
+    formats: ClassVar[tuple[Format, ...]] = ("tflite",)
 
     def check(self, options_: Mapping[str, Any]) -> None:
         """Raise TargetError on unknown options, EnvironmentProblem without LiteRT."""

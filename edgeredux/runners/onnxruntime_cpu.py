@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -41,7 +41,7 @@ class OnnxRuntimeCpu:
     error.
     """
 
-    format: Format = dataclasses.field(default="onnx", init=False)
+    formats: ClassVar[tuple[Format, ...]] = ("onnx",)
 
     def check(self, options_: Mapping[str, Any]) -> None:
         """Raise TargetError on unknown options, EnvironmentProblem without ONNX Runtime."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -42,7 +41,7 @@ class Qnn:
     phone loads. Operators that stayed on the CPU are listed. It is an error when the NPU took none.
     """
 
-    format: Format = dataclasses.field(default="onnx", init=False)
+    formats: ClassVar[tuple[Format, ...]] = ("onnx",)
 
     def check(self, options_: Mapping[str, Any]) -> None:
         """Raise TargetError on unknown options, EnvironmentProblem without onnxruntime-qnn."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -73,7 +72,7 @@ class Ssh:
     `left_there` says why.
     """
 
-    format: Format = dataclasses.field(default="onnx", init=False)
+    formats: ClassVar[tuple[Format, ...]] = ("onnx", "tflite")
 
     def check(self, options_: Mapping[str, Any]) -> None:
         """Raise TargetError on wrong options, EnvironmentProblem, one line, on a device that cannot be used."""
@@ -86,6 +85,11 @@ class Ssh:
         if tuple(found["python"]) < (3, 8):
             version = ".".join(map(str, found["python"]))
             raise EnvironmentProblem(f"{link.host}: {link.python} is Python {version}; the agent takes 3.8 or newer")
+
+    def device(self, options_: Mapping[str, Any]) -> str:
+        """USER@HOST:PORT as the options and EDGEREDUX_SSH_HOST name it; what is left out ssh_config says."""
+        link = link_of(options.read(Options, options_, WHERE))
+        return f"{link.user}@{link.host}:{link.port or ''}"
 
     def profile(self, job_: ProfileJob) -> dict[str, DeviceProfile]:
         """latency_ms, throughput_per_s and memory_mb measured there; energy_mj by the device's sensors, or Missing."""

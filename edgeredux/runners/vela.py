@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -61,7 +60,7 @@ class Vela:
     Outputs are those of the same int8 file under the TFLite reference kernels, whose arithmetic Ethos-U implements.
     """
 
-    format: Format = dataclasses.field(default="tflite", init=False)
+    formats: ClassVar[tuple[Format, ...]] = ("tflite",)
 
     def check(self, options_: Mapping[str, Any]) -> None:
         """Raise EnvironmentProblem without Vela or LiteRT, TargetError on names that Vela's configuration lacks."""
