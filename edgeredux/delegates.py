@@ -7,6 +7,7 @@ operator, and leaves a fully-connected operator alone whose bias is computed at 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,13 +47,14 @@ def misread(interpreter: Any) -> int:
     )
 
 
-def unguarded(path: str) -> int:
+def unguarded(path: str, module: Any = None) -> int:
     """How many operators of the file the default delegate would take though their weights are sparse.
 
-    Found before a delegate sees the file: reading past such a weight's end may end the process. Raises ValueError or
-    RuntimeError, as LiteRT does, on a file that cannot be loaded.
+    Found before a delegate sees the file: reading past such a weight's end may end the process. `module` is the
+    runtime's module of interpreters, ai_edge_litert's unless given. Raises ValueError or RuntimeError, as LiteRT does,
+    on a file that cannot be loaded.
     """
-    interpreter = _alone(path, 1)
+    interpreter = _alone(path, 1, module)
     sparse = _sparse(interpreter)
     if not sparse:
         return 0
@@ -81,11 +83,10 @@ def reference_interpreter(path: str, threads: int) -> Any:
     return interpreter
 
 
-def _alone(path: str, threads: int) -> Any:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    alone = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    return Interpreter(model_path=path, num_threads=threads, experimental_op_resolver_type=alone)
+def _alone(path: str, threads: int, module: Any = None) -> Any:
+    module = module or importlib.import_module("ai_edge_litert.interpreter")
+    alone = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    return module.Interpreter(model_path=path, num_threads=threads, experimental_op_resolver_type=alone)
 
 
 def _sparse(interpreter: Any) -> set[int]:

@@ -14,12 +14,12 @@ import pytest
 
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="LiteRT is not installed")
 
-from tflite_files import HARM, File, blocky, damaged, mlp, pack  # noqa: E402
+from tflite_files import HARM, File, blocky, damaged, mlp, unguarded  # noqa: E402
 
 from edgeredux import delegates, isolated  # noqa: E402
 from edgeredux.errors import ArtifactError, DataError  # noqa: E402
 from edgeredux.execute import execute  # noqa: E402
-from edgeredux.passes.tflite import packing, sparse_graph  # noqa: E402
+from edgeredux.passes.tflite import packing  # noqa: E402
 from edgeredux.passes.tflite.sparse_cost import Layer  # noqa: E402
 from edgeredux.passes.tflite.sparse_encoding import encode, expand, parameters  # noqa: E402
 from edgeredux.passes.tflite.sparse_weights import TfliteSparseWeights  # noqa: E402
@@ -46,18 +46,6 @@ def run(step: TfliteSparseWeights, source: Path, out: Path, context: PassContext
     arguments = {"step": step, "source": source, "out": out, "context": context}
     said = isolated.call("edgeredux.rewrite:run_pass", arguments, log=context.log, what="test", environment=environment)
     return said["change"]
-
-
-def unguarded(source: Path, out: Path) -> Path:
-    """The file as another tool would write it: sparse weights, nothing that keeps a delegate away."""
-    content = source.read_bytes()
-    model = packing.load(content, source.name)
-    for weight in sparse_graph.weights(model, source.name):
-        item, encoded = model.subgraphs[0].tensors[weight.tensor], encode(weight.values, 4)
-        item.sparsity = parameters(encoded)
-        model.buffers[item.buffer].data = np.frombuffer(encoded.values.tobytes(), np.uint8)
-    out.write_bytes(pack(model))
-    return out
 
 
 def kinds(path: Path) -> dict[str, int]:

@@ -318,6 +318,24 @@ def test_a_file_that_is_no_model(server: Server, tmp_path: Path) -> None:
     assert left_there(server) == []
 
 
+def test_tflite_and_sparse_weights_that_the_devices_delegate_would_misread(server: Server, tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert", reason="LiteRT is not installed")
+    from tflite_files import mlp, unguarded
+
+    good = mlp(tmp_path / "m.tflite")
+    bare, given = unguarded(good, tmp_path / "bare.tflite"), [{"x": RNG.normal(size=(1, 256)).astype(np.float32)}]
+    found = Ssh().profile(job(tmp_path, {"dense": good}, given, server.options()))["dense"]
+    check_answers(found, good, given, tmp_path)
+    assert found.placement == {"XNNPACK": 2}
+    with pytest.raises(ArtifactError, match="read the sparse weights of 2 operators as dense ones"):
+        Ssh().profile(job(tmp_path, {"dense": bare}, given, server.options()))
+    options = server.options(resolver="builtin_without_default_delegates")
+    found = Ssh().profile(job(tmp_path, {"dense": bare}, given, options))["dense"]
+    check_answers(found, good, given, tmp_path)
+    assert found.placement == {"built-in": 2}
+    assert left_there(server) == []
+
+
 def test_what_goes_to_a_device_needs_python_3_8_and_the_standard_library_alone() -> None:
     import ast
 
@@ -383,6 +401,11 @@ def test_sensors_are_found_in_sys(tmp_path: Path) -> None:
     assert (found.name, found.read()) == ("INA power monitor VDD_IN", pytest.approx(4.0))  # 5000 mV x 800 mA
     put("devices/platform/soc/soc:firmware/get_throttled", "50005")
     put("devices/system/cpu/cpu0/cpufreq/scaling_cur_freq", "1500000")
+    put("class/hwmon/hwmon3/name", "ina230")
+    for rail in (1, 2):  # two rails and no word which feeds the board
+        put(f"class/hwmon/hwmon3/power{rail}_input", "1000000")
+        put(f"class/hwmon/hwmon3/in{rail}_label", "")
+    assert energy.find(tmp_path).name == "battery BAT0"
     state = condition.now(tmp_path)
     assert state["firmware_throttling"] == ["under-voltage", "throttled"]
     assert state["clock_mhz"] == {"cpu0": 1500.0}

@@ -135,3 +135,18 @@ def damaged(path: Path, how: str) -> None:
 
 
 HARM = ("empty", "junk", "cut", "no buffer", "huge shape", "negative shape", "no such tensor", "no such operator")
+
+
+def unguarded(source: Path, out: Path) -> Path:
+    """The file as another tool would write it: sparse weights, nothing that keeps a delegate away."""
+    from edgeredux.passes.tflite import packing, sparse_graph
+    from edgeredux.passes.tflite.sparse_encoding import encode, parameters
+
+    content = source.read_bytes()
+    model = packing.load(content, source.name)
+    for weight in sparse_graph.weights(model, source.name):
+        item, encoded = model.subgraphs[0].tensors[weight.tensor], encode(weight.values, 4)
+        item.sparsity = parameters(encoded)
+        model.buffers[item.buffer].data = np.frombuffer(encoded.values.tobytes(), np.uint8)
+    out.write_bytes(pack(model))
+    return out

@@ -62,7 +62,7 @@ def _monitor(root: Path) -> Sensor:
         if not _text(chip / "name").startswith("ina"):
             continue
         for power in sorted(chip.glob("power[0-9]_input")):
-            rails["{} {}".format(_text(chip / "name"), chip.name)] = _scaled(1e-6, power)
+            rails[f"{chip.name} {power.name}"] = _scaled(1e-6, power)
         for current in sorted(chip.glob("curr[0-9]_input")):
             volts = chip / current.name.replace("curr", "in")
             label = _text(chip / volts.name.replace("_input", "_label"))

@@ -120,21 +120,34 @@ def _onnx_port(node: Any, where: str) -> Port:
     return Port(node.name, dtype, [n if isinstance(n, int) and n >= 0 else None for n in node.shape or ()])
 
 
-def _load_tflite(path: Path, threads: int, options: dict[str, Any]) -> Loaded:
+def _interpret(path: Path, threads: int, options: dict[str, Any]) -> Any:
+    """The interpreter, its tensors allocated. Raises Unusable where a delegate would misread sparse weights."""
     from edgeredux import delegates
 
     _, module = _interpreter()
+    resolver = getattr(module.OpResolverType, _RESOLVERS[options["resolver"]])
     try:
-        resolver = getattr(module.OpResolverType, _RESOLVERS[options["resolver"]])
-        interpreter = module.Interpreter(
-            model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
-        )
-        interpreter.allocate_tensors()
-        if delegates.misread(interpreter):
-            raise Unusable(
-                f"{path.name}: a delegate reads sparse weights as dense ones here; set resolver to "
-                "builtin_without_default_delegates"
+        misread = delegates.unguarded(str(path), module) if options["resolver"] == "xnnpack" else 0
+        if not misread:
+            interpreter = module.Interpreter(
+                model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver
             )
+            interpreter.allocate_tensors()
+            misread = delegates.misread(interpreter)
+    except (ValueError, RuntimeError) as problem:
+        raise Unusable(f"{path.name}: LiteRT cannot load it: {problem}") from problem
+    if misread:
+        raise Unusable(
+            f"{path.name}: the XNNPACK delegate would read the sparse weights of {misread} operators as dense ones; "
+            "set the target's resolver to builtin_without_default_delegates, or mend the file with edgeredux passes "
+            "run tflite_sparse_weights"
+        )
+    return interpreter
+
+
+def _load_tflite(path: Path, threads: int, options: dict[str, Any]) -> Loaded:
+    interpreter = _interpret(path, threads, options)
+    try:
         signatures = interpreter.get_signature_list()
         runner = interpreter.get_signature_runner(sorted(signatures, key=_default_first)[0]) if signatures else None
     except (ValueError, RuntimeError) as problem:
@@ -235,16 +248,14 @@ def placement(path: Path, threads: int, options: dict[str, Any], feed: dict[str,
 def _tflite_placement(path: Path, threads: int, options: dict[str, Any]) -> dict[str, Any]:
     from edgeredux import delegates
 
-    _, module = _interpreter()
-    resolver = getattr(module.OpResolverType, _RESOLVERS[options["resolver"]])
-    interpreter = module.Interpreter(model_path=str(path), num_threads=threads, experimental_op_resolver_type=resolver)
-    interpreter.allocate_tensors()
-    taken, left = delegates.split(interpreter._get_ops_details())
+    taken, left = delegates.split(_interpret(path, threads, options)._get_ops_details())
     if options["resolver"] == "xnnpack" and not taken:
         raise Unusable(
             f"{path.name}: the XNNPACK delegate took none of {len(left)} operators; set resolver to "
             "builtin_without_default_delegates if that is wanted"
         )
+    if options["resolver"] != "xnnpack" and taken:
+        raise Unusable(f"{path.name}: a delegate took {len(taken)} operators, resolver is {options['resolver']}")
     kinds = Counter(node["op_name"] for node in left)
     found = {"XNNPACK": len(taken)} if taken else {}
     if left:

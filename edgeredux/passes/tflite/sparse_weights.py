@@ -48,7 +48,7 @@ class TfliteSparseWeights:
     expand: bool = True
     format: Format = dataclasses.field(default="tflite", init=False)
     tolerance: Tolerance = dataclasses.field(default=_TOLERANCE, init=False)
-    runners: ClassVar[tuple[str, ...]] = ("litert",)  # compilers for NPUs read such weights as dense ones
+    runners: ClassVar[tuple[str, ...]] = ("litert", "ssh")  # compilers for NPUs read such weights as dense ones
 
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
         """The rewritten file, or why there is none."""
