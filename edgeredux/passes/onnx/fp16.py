@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from edgeredux.artifact import Change, Format
 from edgeredux.passes.onnx import files, ranges, unfit, zeros
 from edgeredux.passes.onnx.clamp_mask import ClampMasks
-from edgeredux.passes.onnx.refusal import Refused, refusing
+from edgeredux.passes.onnx.refusal import Refused, declining, refusing
 from edgeredux.seams import PassContext, Tolerance
 
 # exp(-10000) is 0 in any precision, and scores added to it stay far from float16's end at -65504, where two summands
@@ -57,22 +57,17 @@ class Fp16:
         init=False,
     )
 
+    @declining("fp16")
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
         """The float16 graph; details `masks` raised, `saturated` weights beyond +-65504, `float32` operator types left,
         `largest` value measured (None without calibration inputs), `beyond` (nodes that stay for it), `zeros`.
 
         Raises ArtifactError on an unreadable file, DataError on calibration inputs that do not fit.
         """
-        try:
-            return self._run(source, out, context)
-        except Refused as reason:
-            return Change("fp16", False, f"declined: {reason}")
-
-    def _run(self, source: Path, out: Path, context: PassContext) -> Change:
         model = files.read(source)
         common.NameFixPass()(model)
         if (problem := self._unfit(model)) is not None:
-            return Change("fp16", False, f"declined: {problem}")
+            raise Refused(problem)
         masks = ClampMasks(_MASK_FLOOR)
         masks(model)
         before, saturated = zeros.places(model), _saturated(model)

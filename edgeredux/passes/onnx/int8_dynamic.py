@@ -15,7 +15,7 @@ from edgeredux.artifact import Change, Format
 from edgeredux.passes.onnx import files, unfit, zeros
 from edgeredux.passes.onnx.int8_rows import Int8Rows
 from edgeredux.passes.onnx.int8_shared import ShareQuantisation
-from edgeredux.passes.onnx.refusal import Refused, refusing
+from edgeredux.passes.onnx.refusal import Refused, declining, refusing
 from edgeredux.seams import PassContext, Tolerance
 
 
@@ -46,14 +46,9 @@ class Int8Dynamic:
         init=False,
     )
 
+    @declining("int8_dynamic")
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
         """The quantised graph; details count `matmuls`, `tables`, `zeros`, `shared`. Raises ArtifactError."""
-        try:
-            return self._run(source, out, context)
-        except Refused as reason:
-            return Change("int8_dynamic", False, f"declined: {reason}")
-
-    def _run(self, source: Path, out: Path, context: PassContext) -> Change:
         model = files.read(source)
         common.NameFixPass()(model)  # the quantiser makes names from node names, and nodes may have none
         before = zeros.places(model)
@@ -61,7 +56,7 @@ class Int8Dynamic:
         if self.embeddings:
             tables(model)
         if (problem := unfit.unknown_node(model, self.exclude)) is not None:
-            return Change("int8_dynamic", False, f"declined: {problem}")
+            raise Refused(problem)
         with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
             given, made = Path(folder, "in.onnx"), Path(folder, "out.onnx")
             files.write(model, given)
@@ -83,8 +78,7 @@ class Int8Dynamic:
             sharing = ShareQuantisation()
             sharing(quantised)
             if not matmuls and not tables.tables:
-                why = "declined: no MatMul, Gemm or embedding has constant float weights"
-                return Change("int8_dynamic", False, why)
+                raise Refused("no MatMul, Gemm or embedding has constant float weights")
             files.write(quantised, out)
         details = {"matmuls": matmuls, "tables": len(tables.tables), "zeros": kept, "shared": sharing.shared}
         return Change("int8_dynamic", True, f"{matmuls} MatMuls and {len(tables.tables)} tables to int8", details)

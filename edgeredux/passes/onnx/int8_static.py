@@ -24,7 +24,7 @@ from edgeredux.passes.onnx.int8_rows import Int8Rows
 from edgeredux.passes.onnx.qdq_judge import Judge
 from edgeredux.passes.onnx.qdq_pairs import Restored, pairs, restore
 from edgeredux.passes.onnx.qdq_search import Search
-from edgeredux.passes.onnx.refusal import Refused, refusing
+from edgeredux.passes.onnx.refusal import Refused, declining, refusing
 from edgeredux.seams import Feed, PassContext, Tolerance
 
 _TYPES = {"uint8": QuantType.QUInt8, "uint16": QuantType.QUInt16}
@@ -68,16 +68,11 @@ class Int8Static:
         init=False,
     )
 
+    @declining("int8_static")
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
         """The QDQ graph; details: `quantised` activations, `restored` ones with their errors, `cosine` before and
         after on `held` feeds, `calibrated` feeds, `masks`, `zeros`. Raises ArtifactError, DataError.
         """
-        try:
-            return self._run(source, out, context)
-        except Refused as reason:
-            return Change("int8_static", False, f"declined: {reason}")
-
-    def _run(self, source: Path, out: Path, context: PassContext) -> Change:
         model = files.read(source)
         if self.per_channel and model.opset_imports.get("", 0) < _CHANNELS_OPSET:
             with refusing(f"opset {_CHANNELS_OPSET} brought a scale a channel, and ONNX cannot convert it"):
@@ -86,7 +81,7 @@ class Int8Static:
         masks = ClampMasks(_MASK_FLOOR)
         masks(model)
         if (problem := self._unfit(model)) is not None:
-            return Change("int8_static", False, f"declined: {problem}")
+            raise Refused(problem)
         feeds = calibration.fitting(model, context.calibration, "int8_static")
         held = feeds[-max(1, min(_HELD, len(feeds) // 4)) :]
         ranged = feeds[: -len(held)] or feeds
@@ -103,7 +98,7 @@ class Int8Static:
             judge = Judge(folder, held, token_masks(context.calibration[-len(held) :]), context.threads)
             count = len(pairs(files.read(folder / "all.onnx"), judge.floats))
             if not count:
-                return Change("int8_static", False, "declined: no operator of this graph has a quantised form")
+                raise Refused("no operator of this graph has a quantised form")
             search, chosen = self._search(judge, count)
             if chosen is None:
                 why = f"cosine {search.before:.4f}, and restoring {search.most} of {count} values does not"

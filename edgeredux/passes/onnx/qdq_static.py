@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
 from edgeredux.passes.onnx import calibration, files, unfit, zeros
-from edgeredux.passes.onnx.refusal import Refused, refusing
+from edgeredux.passes.onnx.refusal import Refused, declining, refusing
 from edgeredux.seams import Feed, PassContext, Tolerance
 
 _TYPES = {"uint8": QuantType.QUInt8, "uint16": QuantType.QUInt16, "int8": QuantType.QInt8}
@@ -53,19 +53,14 @@ class QdqStatic:
         init=False,
     )
 
+    @declining("qdq_static")
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
         """The QDQ graph; details count `quantised` tensors and `calibrated` feeds; `zeros` (None where `weight` is
         uint8). Raises ArtifactError, DataError.
         """
-        try:
-            return self._run(source, out, context)
-        except Refused as reason:
-            return Change("qdq_static", False, f"declined: {reason}")
-
-    def _run(self, source: Path, out: Path, context: PassContext) -> Change:
         model = files.read(source)
         if (problem := _unfit(model) or unfit.unknown_node(model, self.exclude)) is not None:
-            return Change("qdq_static", False, f"declined: {problem}")
+            raise Refused(problem)
         feeds = calibration.fitting(model, context.calibration, "qdq_static")
         before = zeros.places(model)
         common.NameFixPass()(model)
@@ -80,7 +75,7 @@ class QdqStatic:
             quantised = files.read(made)
             pairs = sum(node.op_type == "QuantizeLinear" for node in quantised.graph.all_nodes())
             if not pairs:
-                return Change("qdq_static", False, "declined: no operator of this graph has a quantised form")
+                raise Refused("no operator of this graph has a quantised form")
             kept = zeros.check(before, quantised, "qdq_static") if self.weight == "int8" else None
             common.ClearMetadataAndDocStringPass()(quantised)
             files.write(quantised, out)
