@@ -78,6 +78,18 @@ def test_fp16_halves_and_keeps_masks_zeros_and_small_values(tmp_path: Path, cont
     assert out.stat().st_size < 0.65 * source.stat().st_size
 
 
+@pytest.mark.parametrize("node", [False, True], ids=["initializer", "Constant"])
+def test_a_scalar_that_is_cut_is_counted(tmp_path: Path, context: PassContext, node: bool) -> None:
+    top, w = np.array(1e9, np.float32), np.eye(4, dtype=np.float32)
+    nodes = [helper.make_node("Constant", [], ["top"], value=numpy_helper.from_array(top))] if node else []
+    nodes += [helper.make_node("Min", ["x", "top"], ["m"]), helper.make_node("MatMul", ["m", "w"], ["y"])]
+    shape, weights = (FLOAT, ["n", 4]), {"w": w} if node else {"w": w, "top": top}
+    source = save(tmp_path / "m.onnx", nodes, {"x": shape}, {"y": shape}, weights)
+    change = Fp16().run(source, tmp_path / "out.onnx", context)
+    assert change.details["saturated"] == 1
+    assert "1 values beyond 65504 cut to it" in change.why
+
+
 def test_fp16_without_float_inputs(tmp_path: Path, context: PassContext) -> None:
     w = np.eye(64, dtype=np.float32)
     source, out = masked(tmp_path / "m.onnx", {"w": w}), tmp_path / "out.onnx"

@@ -59,8 +59,8 @@ class Fp16:
 
     @declining("fp16")
     def run(self, source: Path, out: Path, context: PassContext) -> Change:
-        """The float16 graph; details `masks` raised, `saturated` weights beyond +-65504, `float32` operator types left,
-        `largest` value measured (None without calibration inputs), `beyond` (nodes that stay for it), `zeros`.
+        """The float16 graph; details `masks` raised, `saturated` constants beyond +-65504, `float32` operator types
+        left, `largest` value measured (None without calibration inputs), `beyond` (nodes that stay for it), `zeros`.
 
         Raises ArtifactError on an unreadable file, DataError on calibration inputs that do not fit.
         """
@@ -94,7 +94,7 @@ class Fp16:
         files.write(made, out)
         details = {"masks": masks.clamped, "saturated": saturated, "float32": left, "zeros": kept}
         details |= {"largest": max(reached.values()) if reached else None, "beyond": beyond}
-        halves = sum(value.dtype == np.float16 for value in _floats(made))
+        halves = sum(value.dtype == np.float16 and value.ndim > 0 for value in _floats(made))
         why = f"{halves} weights to float16"
         why += f", {len(masks.clamped)} masks raised to {_MASK_FLOOR:g}" if masks.clamped else ""
         why += f", {saturated} values beyond {_LARGEST:g} cut to it" if saturated else ""
@@ -108,18 +108,18 @@ class Fp16:
             return unknown
         if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.all_nodes()):
             return "the graph is quantised already, and the scales of its Q/DQ pairs are float32"
-        if not any(value.dtype == np.float32 for value in _floats(model)):
+        if not any(value.dtype == np.float32 and value.ndim > 0 for value in _floats(model)):
             return "no constant of this graph is float32"
         return None
 
 
 def _floats(model: ir.Model) -> list[np.ndarray[Any, np.dtype[Any]]]:
-    """Float constants of one or more axes."""
+    """Float constants, those of Constant nodes among them."""
     found = []
     for graph in files.graphs(model):
-        for value in graph.initializers.values():
+        for value in (*graph.initializers.values(), *(out for node in graph for out in node.outputs)):
             array = files.constant(value)
-            if array is not None and array.dtype.kind == "f" and array.ndim:
+            if array is not None and array.dtype.kind == "f":
                 found.append(array)
     return found
 
