@@ -18,7 +18,8 @@ from tiny_graphs import clean, kinds, outputs, save
 from edgeredux.errors import ArtifactError, DataError, InternalError
 from edgeredux.passes.onnx import zeros
 from edgeredux.passes.onnx.block_gptq import _portions, gptq
-from edgeredux.passes.onnx.blocks import hqq, pack, rtn
+from edgeredux.passes.onnx.block_rounding import hqq, rtn
+from edgeredux.passes.onnx.blocks import pack
 from edgeredux.passes.onnx.files import read
 from edgeredux.passes.onnx.int4_weights import Int4Weights
 from edgeredux.passes.onnx.int8_dynamic import Int8Dynamic

@@ -15,8 +15,9 @@ from edgeredux.artifact import Change, Format
 from edgeredux.errors import InternalError
 from edgeredux.passes.onnx import files, unfit
 from edgeredux.passes.onnx.block_gptq import gptq, moments
+from edgeredux.passes.onnx.block_rounding import hqq, rtn
 from edgeredux.passes.onnx.block_weights import DOMAIN, BlockGraph, Width
-from edgeredux.passes.onnx.blocks import Array, Bits, Blocks, hqq, rtn
+from edgeredux.passes.onnx.blocks import Array, Bits, Blocks
 from edgeredux.seams import PassContext
 
 Method: TypeAlias = Literal["rtn", "hqq", "gptq"]

@@ -10,27 +10,15 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from edgeredux.passes.onnx import channels, files
-from edgeredux.passes.onnx.blocks import Array, Bits, Blocks, rtn
-from edgeredux.passes.onnx.weights import initializer, transposed
+from edgeredux.passes.onnx import files
+from edgeredux.passes.onnx.block_layers import Linear, as_linear, is_output_layer, is_same
+from edgeredux.passes.onnx.block_rounding import rtn
+from edgeredux.passes.onnx.blocks import Array, Bits, Blocks
+from edgeredux.passes.onnx.weights import initializer
 
 DOMAIN = "com.microsoft"
 Width: TypeAlias = Literal["same", "int8", "float"]
 Quantise: TypeAlias = Callable[[ir.Node, Array, Bits], Blocks]  # the layer, its weight [outputs, inputs]
-
-# What may stand between the last layer and the graph's output.
-_AFTER_HEAD = {"Add", "Cast", "Identity", "Reshape", "Squeeze", "Slice", "Mul", "Div", "Tanh"}
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """A MatMul or Gemm whose weight is constant, and where that comes from."""
-
-    node: ir.Node
-    weight: Array  # [outputs, inputs]
-    source: ir.Value  # the initializer: read as it is, or through one Transpose
-    turned: bool  # whether the initializer is stored as [inputs, outputs]
-    is_head: bool
 
 
 @dataclass
@@ -67,7 +55,7 @@ class BlockGraph:
         for node in self.graph:
             if node.domain != "" or node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
                 continue
-            name, found = str(node.name), _linear(node, self.is_main and _is_head(node))
+            name, found = str(node.name), as_linear(node, is_head=self.is_main and is_output_layer(node))
             if found is None:
                 continue
             if found.weight.size < self.least:
@@ -86,7 +74,7 @@ class BlockGraph:
         """Replace every layer and table that there is a form for."""
         layers = list(self.linears())
         for table in list(self._tables()):
-            same = [linear for linear in layers if _same(table, linear)]
+            same = [linear for linear in layers if is_same(table, linear)]
             layers = [linear for linear in layers if linear not in same]
             why = self._stays(table)
             if why is not None:
@@ -106,7 +94,7 @@ class BlockGraph:
         """Why a table stays float."""
         if self.embeddings == "float":
             return "a table, embeddings: float"
-        if any(_same(table, head) for head in self._floats):
+        if any(is_same(table, head) for head in self._floats):
             return "the output layer reads it, head: float"
         return None
 
@@ -190,41 +178,6 @@ class BlockGraph:
             nodes.append(ir.node("Add", [nodes[0].outputs[0], node.inputs[2]], name=f"{node.name}_bias"))
         _put(self.graph, node, nodes)
         self.layers[str(node.name)] = f"int{made.bits} {made.method}"
-
-
-def _linear(node: ir.Node, is_head: bool) -> Linear | None:
-    turn = node.inputs[1].producer() if node.inputs[1] is not None else None
-    if turn is not None and turn.op_type == "Transpose" and turn.domain == "" and node.op_type == "MatMul":
-        source = turn.inputs[0]
-        table = files.constant(source)
-        flips = list(turn.attributes.get_ints("perm", [1, 0])) == [1, 0]
-        if source is None or table is None or not source.is_initializer() or not flips:
-            return None
-        if table.dtype != np.float32 or table.ndim != 2:
-            return None
-        return Linear(node, table, source, False, is_head)
-    if not channels.is_linear(node) or node.inputs[1] is None or not node.inputs[1].is_initializer():
-        return None
-    return Linear(node, channels.rows(node), node.inputs[1], transposed(node), is_head)
-
-
-def _is_head(node: ir.Node) -> bool:
-    """Whether this layer's output is an output of the graph, but for element-wise operators and shapes."""
-    value = node.outputs[0]
-    while not value.is_graph_output():
-        uses = list(value.uses())
-        if len(uses) != 1 or uses[0].node.op_type not in _AFTER_HEAD or uses[0].node.graph is not node.graph:
-            return False
-        value = uses[0].node.outputs[0]
-    return True
-
-
-def _same(table: ir.Value, linear: Linear) -> bool:
-    """Whether a layer multiplies by this very table: the same initializer, or another of the same values turned."""
-    if linear.source is table:
-        return not linear.turned
-    array = files.constant(table)
-    return array is not None and array.shape == linear.weight.shape and np.array_equal(array, linear.weight)
 
 
 def _gathers_rows(node: ir.Node, index: int) -> bool:

@@ -17,28 +17,9 @@ from edgeredux.artifact import Change, Format
 from edgeredux.errors import DataError
 from edgeredux.passes.onnx import channels, files
 from edgeredux.passes.onnx.observe import Array, observe
+from edgeredux.passes.onnx.smooth_norms import Norm, norms, vector
 from edgeredux.passes.onnx.weights import initializer, stored, transposed
 from edgeredux.seams import Feed, PassContext, Tolerance
-
-# Normalisations by the input that is their gain and the one that is their shift.
-_NORMS = {
-    ("", "LayerNormalization"): (1, 2),
-    ("", "RMSNormalization"): (1, None),
-    ("com.microsoft", "SimplifiedLayerNormalization"): (1, None),
-    ("", "SimplifiedLayerNormalization"): (1, None),
-    ("com.microsoft", "SkipSimplifiedLayerNormalization"): (2, None),
-    ("com.microsoft", "SkipLayerNormalization"): (2, 3),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Norm:
-    """A normalised value, the constants [width] that its channels are multiplied and shifted by, and its readers."""
-
-    value: ir.Value
-    scaled: tuple[tuple[ir.Node, int], ...]  # (node, input) of gain and shift
-    linears: tuple[ir.Node, ...]
-    others: tuple[tuple[ir.Node, int], ...]
 
 
 def scales(activations: Array, weights: Array, alpha: float) -> Array:
@@ -50,62 +31,6 @@ def scales(activations: Array, weights: Array, alpha: float) -> Array:
     found = np.ones(len(activations))
     found[live] = activations[live].astype(np.float64) ** alpha / weights[live].astype(np.float64) ** (1 - alpha)
     return found
-
-
-def norms(graph: ir.Graph) -> list[Norm]:
-    """Every normalised value that at least one MatMul or Gemm by a constant weight reads."""
-    found = []
-    for node in graph:
-        scaled = _scaled(node)
-        if scaled is None or node.outputs[0].is_graph_output():
-            continue
-        uses = [(use.node, use.idx) for use in node.outputs[0].uses()]
-        width = _array(*scaled[0]).size
-        linears = tuple(reader for reader, index in uses if index == 0 and _reads(reader, width))
-        others = tuple((reader, index) for reader, index in uses if reader not in linears)
-        if linears and all(reader.graph is graph for reader, _ in uses):
-            found.append(Norm(node.outputs[0], scaled, linears, others))
-    return found
-
-
-def _scaled(node: ir.Node) -> tuple[tuple[ir.Node, int], ...] | None:
-    """Gain and shift of a normalisation, as one operator or written out: Mul by a constant, perhaps Add of another."""
-    places = _NORMS.get((node.domain, node.op_type))
-    if places is not None:
-        gain, shift = places
-        found = [(node, gain)] + ([(node, shift)] if shift is not None and _given(node, shift) else [])
-        return tuple(found) if all(_is_vector(*place) for place in found) else None
-    if node.domain == "" and node.op_type == "Mul":
-        index = next((index for index in (0, 1) if _is_vector(node, index)), None)
-        return None if index is None else ((node, index),)
-    if node.domain == "" and node.op_type == "Add":
-        index = next((index for index in (0, 1) if _is_vector(node, index)), None)
-        entry = node.inputs[1 - index] if index is not None else None
-        gained = entry.producer() if entry is not None and len(list(entry.uses())) == 1 else None
-        if index is not None and gained is not None and gained.op_type == "Mul" and gained.domain == "":
-            gains = _scaled(gained)
-            return None if gains is None or gained.outputs[0].is_graph_output() else (*gains, (node, index))
-    return None
-
-
-def _given(node: ir.Node, index: int) -> bool:
-    return len(node.inputs) > index and node.inputs[index] is not None
-
-
-def _is_vector(node: ir.Node, index: int) -> bool:
-    array = files.constant(node.inputs[index]) if _given(node, index) else None
-    return array is not None and array.dtype == np.float32 and array.ndim == 1 and array.size > 1
-
-
-def _array(node: ir.Node, index: int) -> Array:
-    array = files.constant(node.inputs[index])
-    assert array is not None
-    return array
-
-
-def _reads(node: ir.Node, width: int) -> bool:
-    fits = node.op_type in ("MatMul", "Gemm") and channels.is_linear(node)
-    return fits and channels.rows(node).shape[1] == width
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -159,7 +84,7 @@ class SmoothScales:
         tables = [channels.rows(node) for node in norm.linears]
         s = scales(largest, np.max([np.abs(table).max(axis=0) for table in tables], axis=0), self.alpha)
         for node, index in norm.scaled:
-            made = (_array(node, index) / s).astype(np.float32)
+            made = (vector(node, index) / s).astype(np.float32)
             node.replace_input_with(index, initializer(graph, f"{norm.value.name}_smooth", made))
         weights: dict[tuple[int, bool], ir.Value] = {}  # one that several read is rescaled once
         for node, table in zip(norm.linears, tables, strict=True):

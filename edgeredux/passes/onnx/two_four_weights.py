@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeredux.passes.onnx import files
+from edgeredux.passes.onnx.blocks import unpack
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -122,7 +123,5 @@ def _blocks(node: ir.Node) -> Weight | None:
     bits, inputs = node.attributes.get_int("bits", 4), node.attributes.get_int("K", 0)
     if packed is None or packed.ndim != 3 or points is not None or bits not in (4, 8):
         return None
-    flat = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1)
-    codes = flat.reshape(len(packed), -1)[:, :inputs]
-    risk = _FOREIGN.format(node.op_type)
-    return Weight(node, str(node.name), codes != 1 << (bits - 1), 1, (risk,))
+    kept = unpack(packed, 4 if bits == 4 else 8, inputs) != 1 << (bits - 1)
+    return Weight(node, str(node.name), kept, 1, (_FOREIGN.format(node.op_type),))

@@ -10,7 +10,8 @@ from edgeredux.passes.onnx.structure.convolutions import Convolution
 from edgeredux.passes.onnx.structure.gathering import Gather
 from edgeredux.passes.onnx.structure.joining import Concat, Split
 from edgeredux.passes.onnx.structure.mixing import Mixing, Reduction
-from edgeredux.passes.onnx.structure.moving import Pad, Slice, Transpose
+from edgeredux.passes.onnx.structure.moving import Transpose
+from edgeredux.passes.onnx.structure.picking import Pad, Slice
 from edgeredux.passes.onnx.structure.products import Gemm, Product
 from edgeredux.passes.onnx.structure.reshaping import DepthToSpace, Expand, Reshape, Reshaping, Shape
 from edgeredux.passes.onnx.structure.rule import Rule
