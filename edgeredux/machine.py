@@ -18,7 +18,7 @@ SYS = Path("/sys")
 SHORTEST_S = 0.5  # the kernel counts CPU time in ticks of 10 ms; over less than this its shares mean nothing
 
 
-def _read(path: Path) -> str | None:
+def read(path: Path) -> str | None:
     """The file's text, or None where there is none or it may not be read."""
     try:
         return path.read_text(errors="replace").strip()
@@ -28,7 +28,7 @@ def _read(path: Path) -> str | None:
 
 def cpu_model() -> str:
     """The processor's name, e.g. "AMD EPYC 9354"; the architecture where the system does not say."""
-    for line in (_read(PROC / "cpuinfo") or "").splitlines():
+    for line in (read(PROC / "cpuinfo") or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Model", "Hardware") and value.strip():
             return value.strip()
@@ -44,7 +44,7 @@ def cores() -> int:
 
 def memory_mb() -> float | None:
     """Installed memory in MB (10^6 bytes)."""
-    for line in (_read(PROC / "meminfo") or "").splitlines():
+    for line in (read(PROC / "meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024 / 1e6
     return None
@@ -52,7 +52,7 @@ def memory_mb() -> float | None:
 
 def governors() -> list[str]:
     """The distinct frequency governors of the cores; empty where cpufreq is absent (most virtual machines)."""
-    found = {_read(path) for path in SYS.glob("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")}
+    found = {read(path) for path in SYS.glob("devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor")}
     return sorted(name for name in found if name)
 
 
@@ -60,15 +60,15 @@ def temperatures_c() -> dict[str, float]:
     """Degrees Celsius by thermal zone."""
     found: dict[str, float] = {}
     for zone in sorted(SYS.glob("class/thermal/thermal_zone*")):
-        text = _read(zone / "temp")
+        text = read(zone / "temp")
         if text and text.lstrip("-").isdigit():
-            found[f"{zone.name}:{_read(zone / 'type') or 'unknown'}"] = int(text) / 1000
+            found[f"{zone.name}:{read(zone / 'type') or 'unknown'}"] = int(text) / 1000
     return found
 
 
 def throttle_events() -> int | None:
     """Thermal throttling events since boot, summed over cores; None where the kernel does not count them."""
-    texts = [_read(path) for path in SYS.glob("devices/system/cpu/cpu[0-9]*/thermal_throttle/*_throttle_count")]
+    texts = [read(path) for path in SYS.glob("devices/system/cpu/cpu[0-9]*/thermal_throttle/*_throttle_count")]
     counts = [int(text) for text in texts if text and text.isdigit()]
     return sum(counts) if counts else None
 
@@ -81,7 +81,7 @@ class _Ticks:
 
 def _ticks() -> _Ticks | None:
     """Seconds all cores were busy, and seconds the hypervisor took, since boot."""
-    for line in (_read(PROC / "stat") or "").splitlines():
+    for line in (read(PROC / "stat") or "").splitlines():
         if line.startswith("cpu "):
             user, nice, system, _idle, _wait, irq, soft, steal = (int(x) for x in line.split()[1:9])
             hertz = os.sysconf("SC_CLK_TCK")
@@ -174,7 +174,7 @@ class PeakMemory:
 
 
 def _status_kb() -> dict[str, int] | None:
-    text = _read(PROC / "self" / "status")
+    text = read(PROC / "self" / "status")
     if text is None:
         return None
     found = {line.split(":")[0]: line.split() for line in text.splitlines()}

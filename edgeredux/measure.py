@@ -11,13 +11,11 @@ A run is called noisy when one of these holds, and the reason is recorded:
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeredux import machine
+from edgeredux import rounds as rounds_of
 from edgeredux.readings import AnyReading, Missing, Reading
 
 SPREAD_LIMIT = 1.3
@@ -83,6 +81,9 @@ def machine_noise(facts: Mapping[str, Any], threads: int) -> tuple[str, ...]:
         found.append(f"the hypervisor took {steal:.0%} of the time")
     if facts.get("throttle_events"):
         found.append(f"the processor throttled {facts['throttle_events']} times")
+    said = [*facts.get("firmware_throttling_before", ()), *facts.get("firmware_throttling_after", ())]
+    if said:
+        found.append(f"the firmware says: {', '.join(dict.fromkeys(said))}")
     return tuple(found)
 
 
@@ -96,32 +97,9 @@ def interleave(
     """
     if not calls or rounds < 1 or warmup < 0 or inputs < 1:
         raise ValueError(f"{len(calls)} calls, {rounds} rounds, {warmup} warm-up rounds, {inputs} inputs")
-    for number in range(warmup):
-        for call in calls.values():
-            call(number)
-    samples: dict[str, list[float]] = {label: [] for label in calls}
-    watch = machine.Watch().start()
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        for number in range(rounds):
-            for label in turn(list(calls), number):
-                began = time.perf_counter_ns()
-                calls[label](number)
-                samples[label].append((time.perf_counter_ns() - began) / 1e6)
-    finally:
-        if collecting:
-            gc.enable()
-    facts = {**watch.stop(), "threads": threads}
+    samples, found = rounds_of.timed(calls, rounds, warmup)
+    facts = {**found, "threads": threads}
     return Timing({label: tuple(values) for label, values in samples.items()}, inputs, threads, warmup, facts)
-
-
-def turn(labels: Sequence[str], number: int) -> list[str]:
-    """The order of round `number`: every other round backwards, each pair of rounds one place further on."""
-    shift = (number // 2) % len(labels)
-    order = [*labels[shift:], *labels[:shift]]
-    return order[::-1] if number % 2 else order
 
 
 def throughput(latency: AnyReading, samples_per_run: int) -> AnyReading:

@@ -12,6 +12,7 @@ import pytest
 
 from edgeredux import machine, measure
 from edgeredux.readings import Missing, Reading
+from edgeredux.rounds import turn
 
 
 def _timing(samples: dict[str, list[float]], **facts: object) -> measure.Timing:
@@ -30,9 +31,9 @@ def test_every_label_runs_once_a_round_and_on_the_same_input() -> None:
 
 def test_each_label_takes_each_place_equally_often() -> None:
     labels = ["a", "b", "c"]
-    places = [[measure.turn(labels, number).index(label) for number in range(6)] for label in labels]
+    places = [[turn(labels, number).index(label) for number in range(6)] for label in labels]
     assert all(sorted(place) == [0, 0, 1, 1, 2, 2] for place in places)
-    assert measure.turn(["a", "b"], 0) != measure.turn(["a", "b"], 1)
+    assert turn(["a", "b"], 0) != turn(["a", "b"], 1)
 
 
 def test_times_are_milliseconds_of_the_call() -> None:

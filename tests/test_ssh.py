@@ -19,6 +19,7 @@ from ssh_server import Server, keygen, serve
 from edgeredux.agent import process
 from edgeredux.errors import ArtifactError, EnvironmentProblem, StorageError, TargetError
 from edgeredux.execute import execute
+from edgeredux.measure import machine_noise
 from edgeredux.readings import Missing, Reading
 from edgeredux.runners.ssh import Ssh
 from edgeredux.seams import Feed, ProfileJob
@@ -339,17 +340,23 @@ def test_tflite_and_sparse_weights_that_the_devices_delegate_would_misread(serve
 def test_what_goes_to_a_device_needs_python_3_8_and_the_standard_library_alone() -> None:
     import ast
 
-    from edgeredux import agent, delegates, machine
+    from edgeredux import agent
+    from edgeredux.remote.job import _ALONG
 
     allowed = {*sys.stdlib_module_names, "edgeredux"}
-    for path in (*Path(agent.__file__).parent.glob("*.py"), Path(machine.__file__), Path(delegates.__file__)):
+    for path in (*Path(agent.__file__).parent.glob("*.py"), *(Path(str(m.__file__)) for m in _ALONG)):
         tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
         for node in tree.body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 assert name.partition(".")[0] in allowed, f"{path.name} imports {name}"
-                assert not name.startswith("edgeredux.") or name.split(".")[1] in ("agent", "machine", "delegates")
+                assert not name.startswith("edgeredux.") or name.split(".")[1] in (
+                    "agent",
+                    "machine",
+                    "delegates",
+                    "rounds",
+                )
 
 
 def test_sensors_that_freeze_wrap_or_jump() -> None:
@@ -409,3 +416,6 @@ def test_sensors_are_found_in_sys(tmp_path: Path) -> None:
     state = condition.now(tmp_path)
     assert state["firmware_throttling"] == ["under-voltage", "throttled"]
     assert state["clock_mhz"] == {"cpu0": 1500.0}
+    assert machine_noise(condition.between({"firmware_throttling": []}, state), 1) == (
+        "the firmware says: under-voltage, throttled",
+    )

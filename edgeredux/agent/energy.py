@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgeredux import machine
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -39,10 +41,7 @@ def _number(path: Path) -> float:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
+    return machine.read(path) or ""
 
 
 def find(root: Path = SYS) -> Sensor:

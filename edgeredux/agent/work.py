@@ -8,17 +8,15 @@ job.json: {"models": {label: path}, "latency": {label: feeds}, "quality": {label
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeredux import machine
+from edgeredux import machine, rounds
 from edgeredux.agent import condition, energy, process, runtimes
 from edgeredux.agent.store import _FULL, digest
 
@@ -151,11 +149,10 @@ def together(job: Path) -> dict[str, Any]:
     for label, model in models.items():
         fitted[label] = [model.fit(feed) for feed in _feeds(job, said["latency"][label])]
     before = condition.now()
-    samples, facts = interleave(
-        {label: (models[label].run, fitted[label]) for label in models}, said["repeats"], said["warmup"]
-    )
+    calls = {label: _cycling(models[label].run, fitted[label]) for label in models}
+    samples, facts = rounds.timed(calls, said["repeats"], said["warmup"])
     facts.update(condition.between(before, condition.now()))
-    spent = energy.of_each({label: _once(models[label].run, fitted[label][0]) for label in models if fitted[label]})
+    spent = energy.of_each({label: _once(call) for label, call in calls.items()})
     written = {}
     for number, label in enumerate(models):
         arrays = {}
@@ -175,29 +172,9 @@ def together(job: Path) -> dict[str, Any]:
     }
 
 
-def _once(run: Callable[[Any], Any], feed: Any) -> Callable[[], Any]:
-    return lambda: run(feed)
+def _cycling(run: Callable[[Any], Any], feeds: list[Any]) -> Callable[[int], Any]:
+    return lambda number: run(feeds[number % len(feeds)])
 
 
-def interleave(calls: dict[str, Any], rounds: int, warmup: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Milliseconds of every call once a round, by the monotonic clock; inputs are cycled."""
-    labels = [label for label, (_, feeds) in calls.items() if feeds]
-    for number in range(warmup):
-        for label in labels:
-            run, feeds = calls[label]
-            run(feeds[number % len(feeds)])
-    samples: dict[str, list[float]] = {label: [] for label in calls}
-    watch = machine.Watch().start()
-    gc.collect()
-    gc.disable()
-    for number in range(rounds):
-        shift = (number // 2) % max(1, len(labels))
-        order = [*labels[shift:], *labels[:shift]]
-        for label in order[::-1] if number % 2 else order:
-            run, feeds = calls[label]
-            feed = feeds[number % len(feeds)]
-            began = time.perf_counter_ns()
-            run(feed)
-            samples[label].append((time.perf_counter_ns() - began) / 1e6)
-    gc.enable()
-    return samples, watch.stop()
+def _once(call: Callable[[int], Any]) -> Callable[[], Any]:
+    return lambda: call(0)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeredux import agent, delegates, machine
+from edgeredux import agent, delegates, machine, rounds
 from edgeredux.agent import process
 from edgeredux.artifact import sha256_file
 from edgeredux.errors import ArtifactError, EdgereduxError, EnvironmentProblem, StorageError, one_line
@@ -21,6 +21,7 @@ from edgeredux.remote.link import Dropped, Link
 from edgeredux.seams import Feed
 
 _WAIT_S = 20.0
+_ALONG = (machine, delegates, rounds)  # of the package, what the agent uses
 _CLEANINGS = 3  # tries to take a job's folder away
 _EMPTY = "# edgeredux's agent: only what runs on a device\n"
 
@@ -86,10 +87,10 @@ def run(link: Link, folder: str, work: Work, scratch: Path) -> Done:
 def assemble(work: Work, local: Path) -> dict[str, Path]:
     """The job's files, name there -> path here; job.json and feeds are written into `local`."""
     sent: dict[str, Path] = {}
-    for module in sorted(Path(agent.__file__).parent.glob("*.py")):
-        sent[f"edgeredux/agent/{module.name}"] = module
-    sent["edgeredux/machine.py"] = Path(machine.__file__)
-    sent["edgeredux/delegates.py"] = Path(delegates.__file__)
+    for source in sorted(Path(agent.__file__).parent.glob("*.py")):
+        sent[f"edgeredux/agent/{source.name}"] = source
+    for module in _ALONG:
+        sent[f"edgeredux/{Path(str(module.__file__)).name}"] = Path(str(module.__file__))
     (local / "package.py").write_text(_EMPTY, encoding="utf-8")
     sent["edgeredux/__init__.py"] = local / "package.py"
     models = {}

@@ -14,9 +14,10 @@ import torch
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 import edgeredux
-from edgeredux import isolated, measure
+from edgeredux import isolated
 from edgeredux.passes.tflite.quantize import TfliteInt8Dynamic, TfliteInt8Static
 from edgeredux.passes.tflite.sparse_weights import TfliteSparseWeights
+from edgeredux.rounds import turn
 from edgeredux.seams import PassContext
 
 STACKS = {"1024x1024": (1024, 1024, 8), "4096x1024": (1024, 4096, 4)}  # width, hidden width, layers
@@ -126,7 +127,7 @@ def timed(files: Mapping[str, tuple[Path, str]], x: np.ndarray, rounds: int) -> 
     wall: dict[str, list[int]] = {label: [] for label in calls}
     gc.collect()
     for number in range(rounds):
-        for label in measure.turn(list(calls), number):
+        for label in turn(list(calls), number):
             began, began_cpu = time.perf_counter_ns(), time.thread_time_ns()
             calls[label].invoke()
             cpu[label].append(time.thread_time_ns() - began_cpu)

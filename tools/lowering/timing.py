@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from edgeredux import machine, measure
+from edgeredux.rounds import turn
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Bound:
 
 
 def compare(files: Mapping[str, Path], feed: Mapping[str, Any], threads: int, rounds: int, warmup: int = 3) -> Timed:
-    """Every file once a round, the order turning as measure.turn says."""
+    """Every file once a round, the order turning as rounds.turn says."""
     calls = {label: Bound(path, feed, threads) for label, path in files.items()}
     for _ in range(warmup):
         for call in calls.values():
@@ -73,7 +74,7 @@ def compare(files: Mapping[str, Path], feed: Mapping[str, Any], threads: int, ro
     gc.disable()
     watch = machine.Watch().start()
     for number in range(rounds):
-        for label in measure.turn(list(calls), number):
+        for label in turn(list(calls), number):
             began, began_cpu = time.perf_counter_ns(), time.thread_time_ns()
             calls[label]()
             cpu[label].append(time.thread_time_ns() - began_cpu)
