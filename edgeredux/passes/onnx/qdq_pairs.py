@@ -67,8 +67,8 @@ def pairs(model: ir.Model, floats: Mapping[str, Array]) -> list[Pair]:
     return found
 
 
-def probe(model: ir.Model, floats: Mapping[str, Array], how: Restored) -> int:
-    """Give every pair a switch, in place; the number of pairs.
+def probe(model: ir.Model, floats: Mapping[str, Array], how: Restored) -> None:
+    """Give every pair a switch, in place.
 
     Given   d = DequantizeLinear(QuantizeLinear(x)); y = Op(d)
     Result  y = Op(Where(switches[i], d, x)), or of x at 16 bits instead of x
@@ -95,7 +95,6 @@ def probe(model: ir.Model, floats: Mapping[str, Array], how: Restored) -> int:
         made[-1].replace_input_with(1, back)
         model.graph.insert_after(pair.dequantise, made)
     model.opset_imports.setdefault("com.microsoft", 1)
-    return len(found)
 
 
 def restore(model: ir.Model, floats: Mapping[str, Array], chosen: Sequence[int], how: Restored) -> None:
