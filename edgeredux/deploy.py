@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgeredux import bundle, parity
+from edgeredux import bundle, caching, parity
 from edgeredux import target as targets
 from edgeredux.artifact import sha256_file
 from edgeredux.errors import BundleError, EnvironmentProblem
@@ -77,7 +77,7 @@ def _install(folder: Path, target: str, to: Path) -> dict[str, Any]:
             "runtime": here[0].runner,
             "file": installed.name,
             "sha256": item["sha256"],
-            "interface": manifest["interface"],
+            "interface": _interface(manifest, installed),
             "parity": agreement,
             "files": bundle.list_files(fresh),
         }
@@ -91,6 +91,16 @@ def _install(folder: Path, target: str, to: Path) -> dict[str, Any]:
         else "its answers differ from the bundle's"
     )
     return {**said, "passed": bool(agreement["passed"]), "how": how}
+
+
+def _interface(manifest: dict[str, Any], installed: Path) -> dict[str, Any]:
+    """The manifest's, with the cache that a decoder's own file takes and gives."""
+    said = dict(manifest["interface"])
+    cache = caching.of_onnx(installed) if installed.suffix == ".onnx" else ()
+    if cache:
+        said["inputs"] = [*said["inputs"], "position_ids", *caching.past_shapes(cache)]
+        said["outputs"] = [*said["outputs"], *caching.present_names(cache)]
+    return said
 
 
 def _check_free(to: Path) -> None:

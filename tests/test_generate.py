@@ -108,6 +108,17 @@ def test_choosing_follows_the_formula() -> None:
         Sampling(temperature=-1)
 
 
+def test_an_installed_decoder_says_what_it_takes(bundle: Path, cli: Cli, tmp_path: Path) -> None:
+    import onnxruntime
+
+    done = cli("deploy", bundle, "--target", "host-cpu", "--to", tmp_path / "there")
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "there" / "install.json").read_text(encoding="utf-8"))["interface"]
+    session = onnxruntime.InferenceSession(str(tmp_path / "there" / "model.onnx"))
+    assert set(said["inputs"]) == {item.name for item in session.get_inputs()}
+    assert set(said["outputs"]) == {item.name for item in session.get_outputs()}
+
+
 def test_what_a_token_reads_is_all_but_the_table(bundle: Path) -> None:
     import onnx
 
