@@ -49,6 +49,35 @@ class EnergySection(_Section):
     model: dict[str, Any] | None = None
 
 
+class FitSection(_Section):
+    """What one quantity's estimate is made of on this device for one numeric format under one runtime.
+
+    `errors` are the signed relative errors estimate/measured - 1 of models left out of the fit, at the quantiles
+    5, 10, 25, 50, 75, 90 and 95 %; `macs` the smallest and the largest calibration model.
+    """
+
+    quantity: Literal["latency", "energy"] = "latency"
+    dtype: str  # float, w8a8, w8a16, int8
+    runtime: str = "any"  # qnn_dlc, onnx, tflite, ncnn
+    coefficients: dict[str, float]
+    models: Annotated[int, Field(ge=1)]
+    median_error: Annotated[float, Field(ge=0)]
+    p90_error: Annotated[float, Field(ge=0)]
+    rank_correlation: Annotated[float, Field(ge=-1, le=1)] | None = None
+    errors: list[float] = []
+    macs: tuple[float, float] | None = None
+
+
+class LatencyModelSection(_Section):
+    """The per-operator roofline of a device, written by tools/calibrate; its formula: edgeredux/prediction."""
+
+    device: str  # by the name the measurements have
+    source: str
+    url: str
+    date: str
+    fits: Annotated[list[FitSection], Field(min_length=1)]
+
+
 class SourceLine(_Section):
     """Where a figure comes from."""
 
@@ -69,6 +98,7 @@ class Target(_Section):
     energy: EnergySection = EnergySection()
     budget: Budget = {}
     sources: list[SourceLine] = []
+    latency_model: LatencyModelSection | None = None  # the file's last key: tools/calibrate writes from it to the end
     _budget = field_validator("budget")(check_budget)
 
     def runtime(self, runner: str, where: str) -> RuntimeSection:
