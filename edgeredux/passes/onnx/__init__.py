@@ -4,6 +4,7 @@ TABLE = {
     "fold": "edgeredux.passes.onnx.fold:Fold",
     "gelu": "edgeredux.passes.onnx.gelu:Gelu",
     "fuse": "edgeredux.passes.onnx.fuse:Fuse",
+    "decoder_fusions": "edgeredux.passes.onnx.decoder_fusions:DecoderFusions",
     "dead_structure": "edgeredux.passes.onnx.dead_structure:DeadStructure",
     "low_rank": "edgeredux.passes.onnx.low_rank:LowRank",
     "tile": "edgeredux.passes.onnx.tile:Tile",

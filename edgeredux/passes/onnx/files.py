@@ -84,6 +84,12 @@ def constant(value: ir.Value | None) -> np.ndarray[tuple[int, ...], np.dtype[np.
     return None
 
 
+def made_by(value: ir.Value | None, kind: str) -> ir.Node | None:
+    """The node of this standard operator that makes a value, None where another one or nothing does."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == kind and node.domain == "" else None
+
+
 def count(model: ir.Model) -> int:
     """Operators of all graphs and functions."""
     return sum(1 for _ in model.graph.all_nodes()) + sum(len(list(f.all_nodes())) for f in model.functions.values())
