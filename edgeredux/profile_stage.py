@@ -73,7 +73,7 @@ def job_for(
     recipe = plan.recipe
     limit = _SIMULATED_SAMPLES if use.runtime.runner in ("qnn", "vela") else None
     measure = recipe.measure
-    threads = use.target.threads or measure.threads or recipe.threads
+    conditions = _conditions(plan, use, shapes)
     job = ProfileJob(
         artifacts={label: path for label, (path, _) in artifacts.items()},
         latency_feeds={
@@ -81,16 +81,27 @@ def job_for(
         },
         quality_feeds={label: feeder.singles("evaluation", shapes, limit) for label, (_, feeder) in artifacts.items()},
         options=use.runtime.options,
-        hardware=use.target.hardware,
-        threads=threads,
+        hardware=use.target.hardware.model_dump(mode="json", exclude_none=True),
+        threads=conditions["threads"],
         repeats=measure.repeats,
         warmup=measure.warmup,
         scratch=scratch,
         log=log,
         energy=use.target.energy.model_dump(mode="json"),
         samples_per_run=shapes.get("batch", measure.batch),
+        target=use.target.name,
+        conditions=conditions,
     )
     return job, limit
+
+
+def _conditions(plan: Plan, use: Use, shapes: Mapping[str, int]) -> dict[str, int]:
+    measure = plan.recipe.measure
+    return {
+        "threads": use.target.threads or measure.threads or plan.recipe.threads,
+        "batch": shapes.get("batch", measure.batch),
+        "sequence": shapes.get("sequence", measure.sequence),
+    }
 
 
 def _profile(
@@ -173,6 +184,7 @@ def _report(
     quality: Mapping[str, Any],
 ) -> TargetReport:
     a, b = profiles["dense"], profiles["reduced"]
+    shapes = plan.artifact(use.reduced).shapes
     read = {label: {name: from_json(value) for name, value in quality[label].items()} for label in quality}
     before = judge.complete(a.readings, dense.size_bytes, read["dense"])
     after = judge.complete(b.readings, reduced.size_bytes, read["reduced"])
@@ -198,7 +210,7 @@ def _report(
         placement={"dense": dict(a.placement), "reduced": dict(b.placement)},
         fallbacks={"dense": list(a.fallbacks), "reduced": list(b.fallbacks)},
         facts={"dense": dict(a.facts), "reduced": dict(b.facts)},
-        machine={**dict(a.machine), **dict(b.machine)},
+        machine={**dict(a.machine), **dict(b.machine), "conditions": _conditions(plan, use, shapes)},
         layers={"dense": [dict(row) for row in a.layers], "reduced": [dict(row) for row in b.layers]},
         latency_samples={"dense": list(a.latency_samples), "reduced": list(b.latency_samples)},
         sparsity=[rule.model_dump(mode="json") for rule in use.target.sparsity],

@@ -150,6 +150,8 @@ class ProfileJob:
     log: Path
     energy: Mapping[str, Any] = field(default_factory=dict)  # the target's energy section
     samples_per_run: int = 1  # model inputs (sentences, images) in one latency feed: throughput counts these
+    target: str = ""  # the target's name
+    conditions: Mapping[str, int] = field(default_factory=dict)  # threads, batch, sequence that latency is taken with
 
     def first_feed(self, label: str) -> Feed:
         """Some input of an artifact, empty when the job has none for it."""

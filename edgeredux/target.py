@@ -1,6 +1,7 @@
 """Targets: a device with its runtimes, which sparsity pays there, its energy model and its default budget. Data only.
 
-One file is one target. `hardware` and `energy` figures are {value, unit, source} so that each says where it is from.
+One file is one target. A figure is {value, unit, source}; `source` names a line under `sources`, which has the URL and
+the date. What makes a file complete as well as well-formed: target_check.py.
 The first runtime is the primary one: the report calls it by the target's name, the others `target:runner`.
 """
 
@@ -11,14 +12,18 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from edgeredux import registry
 from edgeredux.errors import TargetError, one_line, unknown
+from edgeredux.hardware import Dtype, Hardware
 from edgeredux.recipe import Budget, check_budget, explain
+
+Pattern: TypeAlias = Literal["structured", "unstructured", "2:4", "block", "tile"]
+Task: TypeAlias = Literal["embedding", "classification", "causal-lm", "generic"]
 
 
 class _Section(BaseModel):
@@ -34,19 +39,52 @@ class RuntimeSection(_Section):
 
 
 class SparsityRule(_Section):
-    """Whether zeros of a pattern pay here, from which share of zeros on, and how that is known."""
+    """Whether zeros of a pattern pay here, from which share of zeros on, and how that is known.
 
-    pattern: str
+    `pattern`: structured (shapes shrink), unstructured, 2:4, block or tile. `source` is a measurement or a statement,
+    in words that say where it can be read. `runtimes`: the runners that the rule is true of; none named means all.
+    `needs`: passes without which the zeros do not pay.
+    """
+
+    pattern: Pattern
     pays: bool
     from_zeros: Annotated[float, Field(ge=0, lt=1)] | None = None
+    source: Annotated[str, Field(min_length=1)]
+    runtimes: list[str] = []
+    needs: list[str] = []
+
+
+class PickSection(_Section):
+    """What pays here for models of these tasks: the artifacts that are made where a recipe names none for this target,
+    the pattern of zeros that is offered, and why.
+    """
+
+    tasks: Annotated[list[Task], Field(min_length=1)]
+    format: Literal["onnx", "tflite"]
+    cache: bool = False
+    shapes: dict[str, Annotated[int, Field(ge=1)]] = {}
+    dense: list[Any]  # passes, as in a recipe
+    reduced: list[Any]
+    pattern: Pattern
+    why: Annotated[str, Field(min_length=1)]
+
+
+class SupportSection(_Section):
+    """What the device's arithmetic takes. `operators`: their names in the runtime's format, or "runtime": all that
+    the runtimes take. `source` names a line under `sources`.
+    """
+
+    dtypes: Annotated[list[Dtype], Field(min_length=1)]
+    operators: Literal["runtime"] | list[str] = "runtime"
     source: str
 
 
 class EnergySection(_Section):
-    """Meters to try in order, and the model to fall back on (always marked estimated)."""
+    """Meters to try in order, and the model to fall back on (always marked estimated). `unknown`: why there is none."""
 
     meter: list[str] = []
     model: dict[str, Any] | None = None
+    unknown: str | None = None
 
 
 class FitSection(_Section):
@@ -79,11 +117,12 @@ class LatencyModelSection(_Section):
 
 
 class SourceLine(_Section):
-    """Where a figure comes from."""
+    """Where figures come from. `name` is what they call it; `date` is the document's, or the day it was read."""
 
     figure: str
     url: str
     date: str
+    name: str = ""
 
 
 class Target(_Section):
@@ -91,9 +130,11 @@ class Target(_Section):
 
     name: str
     description: str
-    hardware: dict[str, Any] = {}
+    hardware: Hardware = Hardware()
+    supports: SupportSection | None = None
     runtimes: Annotated[list[RuntimeSection], Field(min_length=1)]
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None  # None: the recipe's
+    picks: list[PickSection] = []
     sparsity: list[SparsityRule] = []
     energy: EnergySection = EnergySection()
     budget: Budget = {}

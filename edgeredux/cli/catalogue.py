@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -57,12 +58,33 @@ def targetsshow(name: Annotated[str, typer.Argument(metavar="T")], as_json: Json
 
 
 @targets_app.command("check")
-def targets_check(file: Annotated[str, typer.Argument(metavar="FILE")]) -> None:
-    """Check a target file; exit code 2 and one line when something is wrong."""
-    from edgeredux import target
+def targets_check(
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE]...", help="Default: every shipped target.")
+    ] = None,
+) -> None:
+    """Check target files: exit code 1 when a figure has no source or a rule no ground, 2 when one is malformed."""
+    from edgeredux import target, target_check
 
-    item = target.load(file)
-    say(f"target {item.name}: well-formed; runtimes: {', '.join(runtime.runner for runtime in item.runtimes)}")
+    found = 0
+    for name in files or target.shipped():
+        item = target.load(name)
+        lines = target_check.problems(item)
+        found += len(lines)
+        for line in lines:
+            print(f"target {item.name}: {line}", file=sys.stderr)
+        if not lines:
+            runners = ", ".join(runtime.runner for runtime in item.runtimes)
+            say(f"target {item.name}: complete; runtimes: {runners}")
+    raise typer.Exit(1 if found else 0)
+
+
+@targets_app.command("schema")
+def targets_schema() -> None:
+    """The JSON Schema of target files; editors complete by it (# yaml-language-server: $schema=FILE)."""
+    from edgeredux import target_schema
+
+    print(target_schema.text(), end="")
 
 
 @recipes_app.callback()

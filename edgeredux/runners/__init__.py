@@ -5,5 +5,7 @@ TABLE = {
     "litert": "edgeredux.runners.litert:Litert",
     "vela": "edgeredux.runners.vela:Vela",
     "qnn": "edgeredux.runners.qnn:Qnn",
+    "cuda": "edgeredux.runners.cuda:Cuda",
+    "replay": "edgeredux.runners.replay:Replay",
     "ssh": "edgeredux.runners.ssh:Ssh",
 }
