@@ -23,20 +23,6 @@ from edgeredux.report import Report, StepLine, TargetReport
 from edgeredux.report_html import render
 from edgeredux.workspace import Workspace
 
-# Files of the reduced model's folder that belong at the bundle's top, beside model.onnx.
-_BESIDE = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "generation_config.json",
-    "chat_template.jinja",
-)
-
 _SAMPLES = 4
 
 
@@ -103,7 +89,7 @@ def publish(
     fresh.mkdir()
     if reduced.folder is not None:
         bundle.place_folder(reduced.folder, fresh / "pytorch")
-        for name in _BESIDE:
+        for name in bundle.BESIDE:
             if (reduced.folder / name).is_file():
                 bundle.place(reduced.folder / name, fresh / name)
     for (role, name), artifact in exported.artifacts.items() if exported is not None else ():

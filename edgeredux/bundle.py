@@ -27,6 +27,19 @@ STAGES: tuple[Stage, ...] = ("reduced", "exported", "profiled")
 MANIFEST = "manifest.json"
 REPORT = "report.json"
 PAGE = "report.html"
+# Files of the reduced model's folder that belong at the bundle's top, beside model.onnx.
+BESIDE = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Finding:
 _PACKAGES: tuple[tuple[str, str, Literal["runtime", "exporter", "compiler", "simulator", "meter"], str], ...] = (
     ("ONNX Runtime", "onnxruntime", "runtime", "pip install onnxruntime"),
     ("LiteRT", "ai-edge-litert", "runtime", "pip install 'edgeredux[tflite]'"),
+    ("onnxruntime-genai", "onnxruntime-genai", "runtime", "pip install 'edgeredux[genai]'"),
     ("PyTorch", "torch", "exporter", "pip install torch"),
     ("litert-torch", "litert-torch", "exporter", "pip install 'edgeredux[tflite]'"),
     ("ai-edge-quantizer", "ai-edge-quantizer", "exporter", "pip install 'edgeredux[tflite]'"),

@@ -45,6 +45,7 @@ class Speaker:
     tokenizer: Any
     stops: frozenset[int]
     context: int | None
+    vocabulary: int  # tokens that the model has
 
     def encode(self, prompt: str, *, raw: bool) -> list[int]:
         """The prompt's tokens: through the chat template where the tokenizer has one, unless `raw`.
@@ -99,6 +100,17 @@ def open_bundle(folder: Path, artifact: str | None, threads: int) -> Speaker:
     A folder without a manifest is read too when it holds model.onnx and a tokenizer. Raises BundleError or
     ArtifactError, one line each.
     """
+    path = located(folder, artifact)
+    tokenizer, config = _tokenizer(folder), _json(folder / "config.json")
+    decoder = Decoder(path, lambda: onnx_session(path, threads))
+    stops = _stops(folder, config, tokenizer)
+    context = config.get("max_position_embeddings") or config.get("n_positions")
+    size = _size(decoder, tokenizer, folder)
+    return Speaker(decoder, tokenizer, stops, context if isinstance(context, int) and context > 0 else None, size)
+
+
+def located(folder: Path, artifact: str | None) -> Path:
+    """The file of a bundle's decoder, its bytes verified, or the model.onnx of a folder. Raises BundleError."""
     if (folder / bundle.MANIFEST).is_file():
         manifest = bundle.read_manifest(folder)
         path = folder / _path(folder, manifest, artifact)
@@ -107,12 +119,7 @@ def open_bundle(folder: Path, artifact: str | None, threads: int) -> Speaker:
         path = folder / "model.onnx"
         if artifact is not None or not path.is_file():
             raise BundleError(f"{folder}: no bundle, and no folder with model.onnx; make one with edgeredux run RECIPE")
-    tokenizer, config = _tokenizer(folder), _json(folder / "config.json")
-    decoder = Decoder(path, lambda: onnx_session(path, threads))
-    stops = _stops(folder, config, tokenizer)
-    context = config.get("max_position_embeddings") or config.get("n_positions")
-    _fits(decoder, tokenizer, folder)
-    return Speaker(decoder, tokenizer, stops, context if isinstance(context, int) and context > 0 else None)
+    return path
 
 
 def _path(folder: Path, manifest: dict[str, Any], artifact: str | None) -> str:
@@ -162,10 +169,11 @@ def _stops(folder: Path, config: dict[str, Any], tokenizer: Any) -> frozenset[in
     return frozenset(item for item in flat if isinstance(item, int))
 
 
-def _fits(decoder: Decoder, tokenizer: Any, folder: Path) -> None:
-    """Refuse a tokenizer with tokens that the model does not have."""
-    size = decoder.feed([0]).shape[-1]
+def _size(decoder: Decoder, tokenizer: Any, folder: Path) -> int:
+    """How many tokens the model has; a tokenizer with others than these is refused."""
+    size = int(decoder.feed([0]).shape[-1])
     if len(tokenizer) > size:
         raise BundleError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {size}: they do not belong together"
         )
+    return size

@@ -1,4 +1,4 @@
-"""The commands that stand alone: prune, pack, unpack, generate, init and doctor."""
+"""The commands that stand alone: prune, pack, unpack, generate, genai, init and doctor."""
 
 from __future__ import annotations
 
@@ -134,6 +134,32 @@ def generate(
     ended = {"end": "end of text", "limit": "--max-tokens reached", "context": "the model's context is full"}
     more = "" if speed is None else f", then {speed:.1f} a second"
     print(f"{line}{more} (measured); {ended[answer.ended]}", file=sys.stderr)
+
+
+@app.command()
+def genai(
+    folder: BundleArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; nothing is overwritten.")],
+    artifact: Annotated[
+        str | None, typer.Option("--artifact", metavar="A", help="Another ONNX artifact: NAME or dense/NAME.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", help="Threads of the runtime.")] = 2,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """A bundle's decoder as a folder that onnxruntime-genai loads, tried with it where it is installed."""
+    arguments = {"folder": folder, "out": out, "artifact": artifact, "threads": threads}
+    answer = child.run("edgeredux.genai:write", arguments, as_json, verbose)
+    if as_json:
+        print(json.dumps(answer, indent=1))
+        return
+    if answer["tokens"] is None:
+        tried = "not tried: onnxruntime-genai is not installed (pip install 'edgeredux[genai]')"
+    else:
+        tried = f"onnxruntime-genai generates the same {answer['tokens']} tokens from it"
+    say(f"wrote {out}: {answer['layers']} layers, {tried}")
+    if answer["tokenizer"] not in (None, "same"):
+        print(f"its tokenizer: {answer['tokenizer']}", file=sys.stderr)
 
 
 @app.command()

@@ -44,6 +44,8 @@ def _undefined(model: ir.Model) -> str | None:
 def write(model: ir.Model, out: Path) -> None:
     """Write the model: one file, or `out` and `out`.data where the weights exceed what one file can hold."""
     size = sum(tensor.nbytes for tensor in initializers(model))
+    if size <= SINGLE_FILE_BYTES:
+        ir.external_data.load_to_model(model)  # what a pass left alone would stay a reference to the source's .data
     ir.save(model, out, external_data=out.name + ".data" if size > SINGLE_FILE_BYTES else None)
 
 
