@@ -146,9 +146,8 @@ def _write_samples(plan: Plan, feeder: Feeder, exported: Exported, folder: Path)
     import numpy as np
 
     folder.mkdir()
-    for use in plan.uses:
-        if use.runtime != use.target.runtimes[0]:
-            continue
+    first = {use.target.name: use for use in reversed(plan.uses)}
+    for use in first.values():
         given = with_past(feeder, exported.artifacts["reduced", use.reduced].path)
         feeds = given.singles("calibration", plan.artifact(use.reduced).shapes, limit=_SAMPLES)
         named = {f"{index:03d}/{name}": value for index, feed in enumerate(feeds) for name, value in feed.items()}

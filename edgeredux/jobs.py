@@ -77,7 +77,10 @@ def profile(
     settings: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Report:
-    """Profile dense beside reduced on the recipe's targets (or those named), judge, and write the report."""
+    """Profile dense beside reduced on the recipe's targets (or those named), judge, and write the report.
+
+    Every target is answered, with readings or with the reason why there are none; "all" are the shipped ones.
+    """
     return _again(Path(folder), targets, settings, "profiled", progress)
 
 
@@ -144,9 +147,13 @@ def _again(
     recipe = recipes.parse(written, f"{folder}: recipe")
     only = targets if targets else manifest["only_targets"]
     beside = folder.with_name(f"{folder.name}.next")
+    there: dict[str, list[str]] | None = None
+    if upto == "profiled":
+        names = [(item["role"], item["name"]) for item in manifest["artifacts"]]
+        there = {role: [name for kind, name in names if kind == role] for role in ("dense", "reduced")}
     with _Checking() as log:
         progress("checking", 0, 1)
-        made = plan.make(recipe, beside, only_targets=only, upto=upto, log=log, progress=progress)
+        made = plan.make(recipe, beside, only_targets=only, upto=upto, log=log, progress=progress, there=there)
         progress("checking", 1, 1)
     if made.source.sha256 != manifest["identity"]["model"]:
         raise BundleError(f"{folder}: the dense model {recipe.model} is not the one this bundle was made from")

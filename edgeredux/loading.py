@@ -164,6 +164,18 @@ def _forward_names(module: torch.nn.Module) -> set[str]:
     return set(inspect.signature(module.forward).parameters)
 
 
+def task_of(folder: Path) -> str:
+    """The task of a Hugging Face folder by its config.json, before anything is loaded. Raises ModelError."""
+    import json
+    from types import SimpleNamespace
+
+    try:
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError) as problem:
+        raise ModelError(one_line(f"model {folder.name}: config.json cannot be read: {problem}")) from problem
+    return _task(SimpleNamespace(architectures=said.get("architectures")), folder)
+
+
 def _task(config: Any, folder: Path) -> str:
     names = " ".join(getattr(config, "architectures", None) or ())
     if "ForSequenceClassification" in names:

@@ -189,4 +189,5 @@ def energy(
     if coefficients:
         assert isinstance(activity, Missing)
         reasons.append(f"energy model: {activity.reason}")
-    return Missing("; ".join(reasons) or "the target has neither a meter nor an energy model")
+    why = section.get("unknown") or "the target has neither a meter nor an energy model"
+    return Missing("; ".join(reasons) or str(why))

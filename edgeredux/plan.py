@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeredux import __version__, bundle, graph_source, loading, registry, sources
-from edgeredux import recipe as recipes
-from edgeredux import target as targets
-from edgeredux.errors import DataError, RecipeError, StorageError, TargetError
+from edgeredux import __version__, bundle, graph_source, loading, registry, sources, uses
+from edgeredux.errors import DataError, EnvironmentProblem, RecipeError, StorageError, TargetError
 from edgeredux.feeds import Feeder, make_feeder
 from edgeredux.model import Interface, Model
-from edgeredux.recipe import ArtifactSection, Budget, Recipe
-from edgeredux.seams import Exporter, Pass, Progress, ReduceStep, Runner, silent
+from edgeredux.recipe import ArtifactSection, Recipe
+from edgeredux.seams import Exporter, Pass, Progress, ReduceStep, silent
 from edgeredux.sources import Source
-from edgeredux.target import RuntimeSection, Target
-
-
-@dataclass(frozen=True)
-class Use:
-    """One runtime of one target, the artifacts compared there, and the budget (the target's, then the recipe's)."""
-
-    target: Target
-    runtime: RuntimeSection
-    runner: Runner
-    entry: str
-    dense: str
-    reduced: str
-    budget: Budget
+from edgeredux.uses import Use
 
 
 @dataclass(frozen=True)
@@ -96,11 +81,23 @@ def make(
     upto: bundle.Stage,
     log: Path,
     progress: Progress = silent,
+    there: uses.There | None = None,
 ) -> Plan:
-    """Check everything and say what will be done. Raises an error of the tree; writes nothing into `out`."""
+    """Check everything and say what will be done. Raises an error of the tree; writes nothing into `out`.
+
+    `there`: the artifacts that exist when no others will be made, by role; then every target is answered, with
+    readings or with reasons.
+    """
     bundle.check_out(out)
-    chosen = _uses(recipe, only_targets)
     steps = () if sources.is_graph(recipe.model) else _steps(recipe)  # before a demo model is trained for minutes
+    recipe, chosen = uses.choose(
+        recipe,
+        only_targets,
+        steps=steps,
+        task=lambda: _task(recipe, progress),
+        there=there,
+        runs=upto == "profiled",
+    )
     source = sources.resolve(recipe.model, progress)
     notes: list[str] = []
     graph = source.kind in ("onnx", "tflite")
@@ -109,7 +106,7 @@ def make(
             names = ", ".join(name for name, _ in recipe.reduce)
             notes.append(f"reduce skipped ({names}): the model is a finished {source.kind} graph, not PyTorch")
         notes.append(f"export skipped: the model is a finished {source.kind} graph")
-        fits = tuple(use for use in chosen if use.runtime.format == source.kind)
+        fits = tuple(use for use in chosen if use.lenient or use.runtime.format == source.kind)
         for use in chosen:
             if use not in fits:
                 reason = (
@@ -122,13 +119,12 @@ def make(
         if not chosen:
             raise TargetError(f"none of the recipe's targets takes {source.kind}; choose one with --target")
     if upto == "profiled":
-        for use in chosen:
-            use.runner.check(use.runtime.options)
+        chosen = tuple(_checked(use) for use in chosen)
     needed = {name for use in chosen for name in (use.dense, use.reduced)}
     if recipe.primary is not None:
         needed.add(recipe.primary)
     passes = {name: _passes(recipe, name) for name in needed}
-    _check_runners(recipe, chosen, passes)
+    chosen = tuple(_fitting(recipe, use, passes) for use in chosen)
     exporters = {name: _exporter(recipe, name) for name in needed} if not graph else {}
     interface: Interface
     if graph:
@@ -171,52 +167,29 @@ def _check_cache(recipe: Recipe, name: str, interface: Interface) -> None:
         raise RecipeError(f"{where} is for causal-lm models of transformers; {interface.name} is {interface.task}")
 
 
-def _uses(recipe: Recipe, only: Sequence[str] | None) -> tuple[Use, ...]:
-    uses: list[Use] = []
-    for name in only if only else recipe.targets:
-        target = targets.load(name)
-        where = f"recipe {recipe.name}: targets.{target.name}"
-        said = recipe.targets.get(target.name) or recipe.targets.get(name)
-        if said is None:
-            said = _like(recipe, target)
-        for runner_name, section in said.items():
-            runtime = target.runtime(runner_name, where)
-            runner: Runner = registry.create("runner", runner_name, {}, where)
-            if runtime.format not in runner.formats:
-                takes = " or ".join(runner.formats)
-                raise TargetError(f"target {target.name}: runner {runner_name} takes {takes}, not {runtime.format}")
-            for side in (section.dense, section.reduced):
-                if recipe.artifacts[section.dense].cache != recipe.artifacts[section.reduced].cache:
-                    raise RecipeError(f"{where}.{runner_name}: one artifact has cache: true, the other has not")
-                if recipe.artifacts[side].format != runtime.format:
-                    given = recipe.artifacts[side].format
-                    raise RecipeError(f"{where}.{runner_name}: takes {runtime.format}, artifact {side!r} is {given}")
-            budget = {**target.budget, **section.budget} if runtime == target.runtimes[0] else dict(section.budget)
-            entry = target.entry(runner_name)
-            uses.append(Use(target, runtime, runner, entry, section.dense, section.reduced, budget))
-    entries = [use.entry for use in uses]
-    if not entries:
-        raise RecipeError(f"recipe {recipe.name}: no targets; name some in the recipe or with --target")
-    if len(set(entries)) != len(entries):
-        raise TargetError(f"a target is named twice: {', '.join(sorted(entries))}")
-    return tuple(uses)
+def _checked(use: Use) -> Use:
+    """The use, its runner checked; where every target is to be answered, with the reason why it cannot be used."""
+    if use.unavailable is not None:
+        return use
+    try:
+        use.runner.check(use.runtime.options)
+    except EnvironmentProblem as problem:
+        if not use.lenient:
+            raise
+        return replace(use, unavailable=str(problem))
+    return use
 
 
-def _like(recipe: Recipe, target: Target) -> dict[str, recipes.UseSection]:
-    """For a target the recipe does not name: the artifacts that a named target with the same runner compares."""
-    found: dict[str, recipes.UseSection] = {}
-    for runtime in target.runtimes:
-        for uses in recipe.targets.values():
-            if runtime.runner in uses and runtime.runner not in found:
-                model = uses[runtime.runner]
-                found[runtime.runner] = recipes.UseSection(dense=model.dense, reduced=model.reduced)
-    if not found:
-        runners = ", ".join(runtime.runner for runtime in target.runtimes)
-        raise TargetError(
-            f"target {target.name}: recipe {recipe.name} has no artifacts for its runner ({runners}); "
-            "say which under targets: in the recipe"
-        )
-    return found
+def _task(recipe: Recipe, progress: Progress) -> str:
+    """The model's task before the model is loaded: the recipe's word, else what its config says."""
+    if recipe.task != "auto":
+        return recipe.task
+    if any(artifact.cache for artifact in recipe.artifacts.values()):
+        return "causal-lm"
+    source = sources.resolve(recipe.model, progress)
+    if source.kind != "huggingface" or source.path is None:
+        return "generic"
+    return loading.task_of(source.path)
 
 
 def _steps(recipe: Recipe) -> tuple[tuple[str, dict[str, Any], ReduceStep], ...]:
@@ -239,17 +212,21 @@ def _passes(recipe: Recipe, artifact: str) -> tuple[tuple[str, Pass], ...]:
     return tuple(made)
 
 
-def _check_runners(recipe: Recipe, uses: Sequence[Use], passes: Mapping[str, Sequence[tuple[str, Pass]]]) -> None:
-    """Refuse an artifact that a pass makes for some runners alone where another one is to run it."""
-    for use in uses:
-        for side in dict.fromkeys((use.dense, use.reduced)):
-            for name, step in passes[side]:
-                allowed = getattr(step, "runners", None)
-                if allowed is not None and use.runtime.runner not in allowed:
-                    raise RecipeError(
-                        f"recipe {recipe.name}: artifacts.{side}: what pass {name} writes can only be run by "
-                        f"{', '.join(allowed)}, target {use.entry} has {use.runtime.runner}; give it another artifact"
-                    )
+def _fitting(recipe: Recipe, use: Use, passes: Mapping[str, Sequence[tuple[str, Pass]]]) -> Use:
+    """The use; RecipeError, or the reason, where a pass makes an artifact for other runners than this one."""
+    for side in dict.fromkeys((use.dense, use.reduced)):
+        for name, step in passes[side]:
+            allowed = getattr(step, "runners", None)
+            if allowed is None or use.runtime.runner in allowed or use.unavailable is not None:
+                continue
+            why = (
+                f"recipe {recipe.name}: artifacts.{side}: what pass {name} writes can only be run by "
+                f"{', '.join(allowed)}, target {use.entry} has {use.runtime.runner}; give it another artifact"
+            )
+            if not use.lenient:
+                raise RecipeError(why)
+            return replace(use, unavailable=why)
+    return use
 
 
 def _exporter(recipe: Recipe, artifact: str) -> Exporter:

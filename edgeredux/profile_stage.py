@@ -12,15 +12,16 @@ from typing import Any
 from edgeredux import judge, registry, yardstick
 from edgeredux.artifact import Artifact, sha256_file
 from edgeredux.decoding import with_past
-from edgeredux.errors import InternalError
+from edgeredux.errors import ArtifactError, EnvironmentProblem, InternalError
 from edgeredux.export_stage import Exported
 from edgeredux.feeds import Feeder
-from edgeredux.plan import Plan, Use
+from edgeredux.plan import Plan
 from edgeredux.quality import Yardstick, judge_outputs
 from edgeredux.readings import AnyReading, Missing, Reading, from_json
 from edgeredux.reduce_stage import Reduced
 from edgeredux.report import StepLine, TargetReport
 from edgeredux.seams import DeviceProfile, NamesDevice, ProfileJob, Progress
+from edgeredux.uses import Use
 from edgeredux.workspace import Workspace
 
 # Simulators of hardware take seconds a sample; their quality is taken on fewer, and n says so.
@@ -105,6 +106,31 @@ def _conditions(plan: Plan, use: Use, shapes: Mapping[str, int]) -> dict[str, in
 
 
 def _profile(
+    plan: Plan, use: Use, dense: Artifact, reduced: Artifact, found: Reduced, workspace: Workspace
+) -> tuple[TargetReport, dict[str, Path]]:
+    if use.unavailable is not None:
+        return _unanswered(plan, use, dense, reduced, use.unavailable), {}
+    try:
+        return _answered(plan, use, dense, reduced, found, workspace)
+    except (ArtifactError, EnvironmentProblem) as problem:
+        if not use.lenient:
+            raise
+        return _unanswered(plan, use, dense, reduced, str(problem)), {}
+
+
+def _unanswered(plan: Plan, use: Use, dense: Artifact, reduced: Artifact, why: str) -> TargetReport:
+    """The report of a target of which nothing can be read, each reading with the reason."""
+    absent = Missing(why)
+    nothing = DeviceProfile(dict.fromkeys(("latency_ms", "throughput_per_s", "energy_mj", "memory_mb"), absent))
+    said = {side: {"quality": absent.to_json()} for side in ("dense", "reduced")}
+    found = _report(plan, use, dense, reduced, {"dense": nothing, "reduced": nothing}, said)
+    if not use.absent:
+        return found
+    before, after = {**found.dense, "size_mb": absent}, {**found.reduced, "size_mb": absent}
+    return replace(found, dense=before, reduced=after, ratios={}, error=why)
+
+
+def _answered(
     plan: Plan, use: Use, dense: Artifact, reduced: Artifact, found: Reduced, workspace: Workspace
 ) -> tuple[TargetReport, dict[str, Path]]:
     shapes = plan.artifact(use.reduced).shapes
@@ -216,6 +242,7 @@ def _report(
         sparsity=[rule.model_dump(mode="json") for rule in use.target.sparsity],
         description=use.target.description,
         sources=[line.model_dump(mode="json") for line in use.target.sources],
+        notes=use.notes,
     )
 
 

@@ -462,7 +462,8 @@ def summary_table(report: Report) -> RenderableType:
     for reason, places in absent.items():
         where = "; ".join(f"{', '.join(metrics)} on {name}" for name, metrics in places.items())
         notes.append(plain_text(f"missing: {where}: {reason}", "dim"))
-    notes += [plain_text(f"note: {line}", "yellow") for line in (*report.remarks(), *report.warnings)]
+    said_there = [f"{target.name}: {line}" for target in report.targets for line in target.notes]
+    notes += [plain_text(f"note: {line}", "yellow") for line in (*report.remarks(), *report.warnings, *said_there)]
     return Group(table, checks, *notes)
 
 

@@ -54,7 +54,7 @@ def say(text: str) -> None:
     print(text)
 
 
-def new_file(path: Path, text: str) -> None:
+def new_file(path: Path, text: str, *, quiet: bool = False) -> None:
     try:
         with path.open("x", encoding="utf-8") as handle:
             handle.write(text)
@@ -62,4 +62,5 @@ def new_file(path: Path, text: str) -> None:
         raise StorageError(f"{path}: is there already; nothing was overwritten, name another file") from problem
     except OSError as problem:
         raise StorageError(one_line(f"{path}: cannot be written: {problem.strerror}")) from problem
-    say(f"wrote {path}")
+    if not quiet:
+        say(f"wrote {path}")

@@ -24,7 +24,8 @@ from edgeredux.cli.options import (
     TrustOption,
     VerboseOption,
 )
-from edgeredux.cli.output import say, show
+from edgeredux.cli.output import new_file, say, show
+from edgeredux.errors import StorageError
 
 if TYPE_CHECKING:
     from edgeredux.report import Report
@@ -85,12 +86,27 @@ def profile(
     folder: BundleArgument,
     target: TargetOption = None,
     settings: SetOption = None,
+    record: Annotated[
+        Path | None, typer.Option("--record", metavar="FILE", help="Keep what was measured for the runner replay.")
+    ] = None,
+    records: Annotated[
+        list[Path] | None,
+        typer.Option("--records", metavar="FILE", help="Readings recorded elsewhere, for replay; may be repeated."),
+    ] = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Stage 3 of run: dense beside reduced on every target, judged; writes the report."""
+    """Stage 3 of run: dense beside reduced on every target (all: the shipped ones), judged; writes the report."""
+    import os
+
+    from edgeredux.records import VARIABLE
+
+    if records:  # absolute: the child may look from another folder
+        os.environ[VARIABLE] = os.pathsep.join(str(path.absolute()) for path in records)
+    if record is not None and record.exists():
+        raise StorageError(f"{record}: is there already; nothing was overwritten, name another file")
     arguments = {"folder": folder, "targets": target or None, "settings": _settings(settings, None, False)}
-    _job("profile", arguments, as_json, verbose)
+    _job("profile", arguments, as_json, verbose, record)
 
 
 @app.command()
@@ -125,8 +141,12 @@ def _settings(given: list[str] | None, exporter: str | None, trust: bool) -> lis
     return settings
 
 
-def _job(name: str, arguments: dict[str, Any], as_json: bool, verbose: bool) -> None:
+def _job(name: str, arguments: dict[str, Any], as_json: bool, verbose: bool, record: Path | None = None) -> None:
     found: Report = child.run(f"edgeredux.jobs:{name}", arguments, as_json, verbose)
+    if record is not None:
+        from edgeredux import records
+
+        new_file(record, records.text(records.of_report(found)), quiet=as_json)
     if as_json:
         print(json.dumps(found.to_json(), indent=1))
     else:
