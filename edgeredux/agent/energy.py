@@ -135,7 +135,7 @@ class Sampler(threading.Thread):
         while not self._end.is_set():
             try:
                 value = self.sensor.read()
-            except (OSError, ValueError) as problem:
+            except (OSError, ValueError, Silent) as problem:
                 self.failure = str(problem)
                 return
             if not self.changes or value != self.changes[-1][1]:
@@ -193,6 +193,14 @@ def of_each(work: dict[str, Callable[[], Any]], root: Path = SYS) -> dict[str, A
     """By label {"mj", "n", "how"} for one call, or {"missing": reason}."""
     try:
         sensor = find(root)
+    except Silent as problem:
+        return {label: {"missing": str(problem)} for label in work}
+    return by(sensor, work)
+
+
+def by(sensor: Sensor, work: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    """As `of_each`, by one sensor: its idle power is taken once before, and subtracted."""
+    try:
         idle, _, _, _ = _watch(sensor, lambda: time.sleep(0.02))
     except Silent as problem:
         return {label: {"missing": str(problem)} for label in work}

@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
-from edgeredux.readings import AnyReading, Missing, Reading
+from edgeredux.agent.energy import Sensor
+from edgeredux.meters.sensor import metered
+from edgeredux.readings import AnyReading, Missing
 
 _ROOT = Path("/sys/class/powercap")
-_PERIOD_S = 0.001  # the counter advances about every millisecond (Intel SDM vol. 3B, 15.10)
-_SAMPLES = 20
-_WINDOW_S = 2.0
+INSTALL = "zeus is not installed (pip install 'edgeredux[energy]')"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ZeusCpu:
-    """Package energy while `work` repeats, minus that of an idle window just before, per call."""
+    """Energy of the package this process runs on, above that of an idle window just before, per call.
 
-    window_s: float = _WINDOW_S
+    zeus watches the counter for wrapping; one that stands still or jumps back all the same gives no number.
+    """
 
     def available(self) -> str | None:
         """None when the counter can be read, else why not."""
         if importlib.util.find_spec("zeus") is None:
-            return "zeus is not installed (pip install 'edgeredux[energy]')"
-        counters = sorted(_ROOT.glob("intel-rapl:*/energy_uj")) or sorted(
-            Path("/sys/class/powercap").glob("*/energy_uj")
-        )
+            return INSTALL
+        counters = sorted(_ROOT.glob("intel-rapl:*/energy_uj")) or sorted(_ROOT.glob("*/energy_uj"))
         if not counters:
             return "this machine exposes no RAPL energy counter"
         if not all(os.access(path, os.R_OK) for path in counters):
@@ -45,24 +43,9 @@ class ZeusCpu:
             return Missing(reason)
         from zeus.device.cpu import get_cpus, get_current_cpu_index
 
-        cpus = get_cpus()
-        index = get_current_cpu_index()
+        cpus, index = get_cpus(), get_current_cpu_index()
 
-        def counter() -> float:
-            return float(cpus.get_total_energy_consumption(index).cpu_mj)
+        def joules() -> float:
+            return float(cpus.get_total_energy_consumption(index).cpu_mj) / 1e3
 
-        begin, start = time.perf_counter(), counter()
-        time.sleep(self.window_s)
-        idle_mw = (counter() - start) / (time.perf_counter() - begin)
-        calls, begin, start = 0, time.perf_counter(), counter()
-        while time.perf_counter() - begin < self.window_s or calls < repeats:
-            work()
-            calls += 1
-        spent, seconds = counter() - start, time.perf_counter() - begin
-        if seconds / _PERIOD_S < _SAMPLES:
-            return Missing(f"{seconds:.3f} s are fewer than {_SAMPLES} updates of the counter")
-        net = (spent - idle_mw * seconds) / calls
-        if net <= 0:
-            return Missing("the energy above idle is not positive: the machine was not idle before")
-        how = f"RAPL package counter through zeus, {calls} calls in {seconds:.1f} s, idle {idle_mw:.0f} mW subtracted"
-        return Reading(net, "mJ", "measured", n=calls, how=how)
+        return metered(Sensor("RAPL package counter through zeus", joules, counts=True), work)
