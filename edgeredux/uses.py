@@ -100,6 +100,7 @@ def _as_said(
     where = f"recipe {recipe.name}: targets.{target.name}"
     for runner_name, section in said.items():
         runtime = target.runtime(runner_name, where)
+        _runner(target, runtime)
         for side in (section.dense, section.reduced):
             if recipe.artifacts[section.dense].cache != recipe.artifacts[section.reduced].cache:
                 raise RecipeError(f"{where}.{runner_name}: one artifact has cache: true, the other has not")
@@ -127,16 +128,12 @@ def _use(
     unavailable: str | None = None,
     whole_budget: bool = False,
 ) -> Use:
-    runner: Runner = registry.create("runner", runtime.runner, {}, f"target {target.name}")
-    if runtime.format not in runner.formats:
-        takes = " or ".join(runner.formats)
-        raise TargetError(f"target {target.name}: runner {runtime.runner} takes {takes}, not {runtime.format}")
     own = target.budget if whole_budget or runtime == target.runtimes[0] else {}
     unsold = [f"not sold: {line}" for line in _unpaid(recipe, target, runtime.runner, section, steps)]
     return Use(
         target,
         runtime,
-        runner,
+        _runner(target, runtime),
         target.entry(runtime.runner),
         section.dense,
         section.reduced,
@@ -145,6 +142,14 @@ def _use(
         unavailable,
         notes=(*notes, *unsold),
     )
+
+
+def _runner(target: Target, runtime: RuntimeSection) -> Runner:
+    runner: Runner = registry.create("runner", runtime.runner, {}, f"target {target.name}")
+    if runtime.format not in runner.formats:
+        takes = " or ".join(runner.formats)
+        raise TargetError(f"target {target.name}: runner {runtime.runner} takes {takes}, not {runtime.format}")
+    return runner
 
 
 def _unpaid(recipe: Recipe, target: Target, runner: str, section: UseSection, steps: paying.Steps) -> list[str]:
