@@ -56,7 +56,7 @@ class SparsityRule(_Section):
 
 class PickSection(_Section):
     """What pays here for models of these tasks: the artifacts that are made where a recipe names none for this target,
-    the pattern of zeros that is offered, and why.
+    the pattern of zeros that is offered, and why. A fixed `sequence` becomes the recipe's max_length.
     """
 
     tasks: Annotated[list[Task], Field(min_length=1)]

@@ -249,9 +249,10 @@ def _with_artifacts(recipe: Recipe, target: Target, pick: PickSection) -> tuple[
     """The recipe with the picked artifacts: its own where one says the same, else new ones by the target's name."""
     artifacts = dict(recipe.artifacts)
     shapes = dict(pick.shapes)
-    if "sequence" in shapes:  # texts are never cut
-        shapes["sequence"] = max(shapes["sequence"], recipe.max_length)
+    if "sequence" in shapes:  # where texts are cut: a longer one would read more than the dense model
+        shapes["sequence"] = recipe.max_length
     names = {}
+    alike = pick.dense == pick.reduced
     for side in ("dense", "reduced"):
         said: dict[str, Any] = {
             "format": pick.format,
@@ -260,7 +261,8 @@ def _with_artifacts(recipe: Recipe, target: Target, pick: PickSection) -> tuple[
             "passes": getattr(pick, side),
         }
         section = ArtifactSection.model_validate(said)
-        name = next((name for name, made in artifacts.items() if made == section), f"{target.name}-{side}")
+        fresh = target.name if alike else f"{target.name}-{side}"
+        name = next((name for name, made in artifacts.items() if made == section), fresh)
         artifacts[name] = section
         names[side] = name
     return recipe.model_copy(update={"artifacts": artifacts}), UseSection(**names, budget=dict(target.budget))

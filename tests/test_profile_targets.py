@@ -39,20 +39,25 @@ measure: {{repeats: 6, warmup: 1}}
 """
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished graph of one layer, profiled on this machine."""
-    import edgeredux
-
-    folder = tmp_path_factory.mktemp("graph")
+def written(folder: Path, batch: int | str) -> Path:
+    """A recipe for a finished graph of one layer."""
     random = np.random.default_rng(0)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Relu", ["p"], ["y"])]
-    kinds = {"x": (TensorProto.FLOAT, ["batch", 16])}, {"y": (TensorProto.FLOAT, ["batch", 8])}
+    kinds = {"x": (TensorProto.FLOAT, [batch, 16])}, {"y": (TensorProto.FLOAT, [batch, 8])}
     graph = save(folder / "g.onnx", nodes, *kinds, {"w": random.normal(size=(16, 8)).astype(np.float32)})
     np.savez(folder / "d.npz", x=random.normal(size=(400, 16)).astype(np.float32))
     said = RECIPE.format(model=json.dumps(str(graph)), data=json.dumps(str(folder / "d.npz")))
     (folder / "graph.yaml").write_text(said, encoding="utf-8")
-    edgeredux.run(str(folder / "graph.yaml"), out=folder / "out")
+    return folder / "graph.yaml"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That graph, profiled on this machine."""
+    import edgeredux
+
+    folder = tmp_path_factory.mktemp("graph")
+    edgeredux.run(str(written(folder, "batch")), out=folder / "out")
     return folder / "out"
 
 
@@ -108,6 +113,23 @@ def test_recorded_here_and_replayed_as_another_target_says(cli: Cli, tmp_path: P
     assert taken[0].date in latency["how"]
     assert item["ratios"]["latency_ratio"]["how"].startswith("median of reduced / dense, round by round")
     assert "hold no outputs" in item["reduced"]["quality"]["missing"]
+
+
+def test_the_reason_for_a_picked_artifact_is_in_the_report(tmp_path: Path) -> None:
+    import edgeredux
+
+    recipe = written(tmp_path, 1)
+    report = edgeredux.run(str(recipe), targets=["snapdragon-8-gen-3"], out=tmp_path / "out")
+    (item,) = report.targets
+    assert item.artifact == item.dense_artifact == "snapdragon-8-gen-3"
+    passes = report.to_json()["recipe"]["artifacts"]["snapdragon-8-gen-3"]["passes"]
+    assert [name for step in passes for name in step] == ["fold", "clamp_mask", "qdq_static"]
+    assert item.placement["reduced"]["NPU"] > 0
+    assert isinstance(item.reduced["quality"], Reading)
+    assert item.reduced["quality"].source == "simulated"
+    assert item.notes[0].startswith("the HTP takes static QDQ graphs: 16-bit activations and 8-bit weights")
+    assert item.notes[1].startswith("offered on snapdragon-8-gen-3: structured zeros")
+    assert "the HTP takes static QDQ graphs" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def job(tmp_path: Path, **changes: Any) -> ProfileJob:
