@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def interface(source: Source, max_length: int, sequence: int, scratch_log: Path)
 
 
 def read_onnx(path: str) -> dict[str, Any]:
-    """Inputs and outputs {name: (numpy dtype, shape with ints and axis names)} and embedding row counts."""
+    """Inputs and outputs {name: (numpy dtype, shape with ints and axis names)}, embedding row counts, `_compared`."""
     import google.protobuf.message
     import onnx
 
@@ -60,7 +61,7 @@ def read_onnx(path: str) -> dict[str, Any]:
     except (google.protobuf.message.DecodeError, onnx.checker.ValidationError, RuntimeError, OSError) as problem:
         raise ArtifactError(one_line(f"model {path}: no valid ONNX file: {problem}", 300)) from problem
     beside = Path(path).name + ".data"
-    for item in model.graph.initializer:
+    for item in (*tensors(model.graph), *(found for part in model.functions for found in _constants(part.node))):
         place = next((entry.value for entry in item.external_data if entry.key == "location"), beside)
         if place != beside:  # one file that travels with the graph, and no path out of its folder
             hint = f"save it anew with onnx.save(..., save_as_external_data=True, location={beside!r})"
@@ -84,7 +85,44 @@ def read_onnx(path: str) -> dict[str, Any]:
     inputs, outputs = describe(graph.input), describe(graph.output)
     if not inputs or not outputs:
         raise ArtifactError(f"model {path}: the graph has no input or no output")
-    return {"inputs": inputs, "outputs": outputs, "rows": rows}
+    return {"inputs": inputs, "outputs": outputs, "rows": rows, "compared": _compared(graph, set(inputs))}
+
+
+def tensors(graph: Any) -> Iterator[Any]:
+    """Every TensorProto of a GraphProto: initializers, what operators hold, and those of all subgraphs."""
+    yield from graph.initializer
+    for item in graph.sparse_initializer:
+        yield from (item.values, item.indices)
+    yield from _constants(graph.node)
+
+
+def _constants(nodes: Any) -> Iterator[Any]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for part in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from tensors(part)
+
+
+def _compared(graph: Any, inputs: set[str]) -> dict[str, list[int]]:
+    """By input, the integers that an Equal of the main graph compares it with: each is another way through."""
+    import onnx
+
+    constants = {item.name: item for item in graph.initializer}
+    constants |= {
+        n.output[0]: a.t for n in graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
+    }
+    found: dict[str, list[int]] = {}
+    for node in graph.node:
+        for name, other in (tuple(node.input), tuple(node.input)[::-1]) if node.op_type == "Equal" else ():
+            tensor = constants.get(other)
+            if name in inputs and tensor is not None and tensor.data_location != onnx.TensorProto.EXTERNAL:
+                array = onnx.numpy_helper.to_array(tensor)
+                if array.dtype.kind in "iu" and array.size == 1:
+                    found.setdefault(name, []).append(int(array.item()))
+    return found
 
 
 def read_tflite(path: str) -> dict[str, Any]:

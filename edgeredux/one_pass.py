@@ -8,14 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeredux import graph_source, registry
+from edgeredux import graph_source, made_inputs, registry
 from edgeredux.artifact import Artifact
 from edgeredux.errors import ArtifactError, DataError, RecipeError, StorageError, one_line
 from edgeredux.rewrite import rewrite
 from edgeredux.seams import Feed, PassContext
-
-# Sizes of dynamic axes that the outputs are compared at: everything at 1, odd and all different, and larger.
-_SIZES: tuple[tuple[int, ...], ...] = ((1,), (2, 7, 5, 3), (16,))
 
 
 def names() -> list[dict[str, str]]:
@@ -34,8 +31,9 @@ def names() -> list[dict[str, str]]:
 def run(name: str, source: Path, out: Path, settings: Sequence[str], data: Path | None, log: Path) -> dict[str, Any]:
     """Apply the pass and prove it: {"changed", "why", "details"}. `out` is written only where something changed.
 
-    The outputs of both files are compared on the arrays of `data` (an .npz by input name), or on made inputs at
-    several sizes of the dynamic axes. Raises RecipeError, ArtifactError, DataError, StorageError.
+    The outputs of both files are compared on the arrays of `data` (an .npz by input name), or on inputs made for the
+    graph (made_inputs.py), hard ones among them where the pass is exact.
+    Raises RecipeError, ArtifactError, DataError, StorageError.
     """
     step = registry.create("pass", name, dict(_setting(text) for text in settings), f"pass {name}")
     artifact = Artifact.of(source, source.stem, "reduced")
@@ -46,15 +44,12 @@ def run(name: str, source: Path, out: Path, settings: Sequence[str], data: Path 
             raise StorageError(f"{path}: is there already; nothing was overwritten, name another file")
     if not out.parent.is_dir():
         raise StorageError(f"{out.parent}: there is no such folder")
-    feeds = _given(data) if data is not None else _made(source)
+    feeds, hard = (_given(data), []) if data is not None else made_inputs.make(source, log, getattr(step, "shapes", {}))
+    if step.tolerance.cosine is not None:
+        hard = []  # what lies far from all calibration inputs is no measure of a quantisation
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".edgeredux-") as place:
         context = PassContext(feeds, log, Path(place))
-        try:
-            made = rewrite(artifact, [(name, step)], context, feeds, Path(place))
-        except ArtifactError as problem:
-            if data is not None or "cannot be executed" not in str(problem):
-                raise
-            raise ArtifactError(f"{problem}; these inputs were made up, give others by --data F.npz") from problem
+        made = rewrite(artifact, [(name, step)], context, [*feeds, *hard], Path(place))
         change = made.history[-1]
         if change.changed:
             _move(made.path, out)
@@ -83,29 +78,6 @@ def _given(data: Path) -> list[Feed]:
         raise DataError(one_line(f"{data}: no readable .npz file: {problem}", 300)) from problem
 
 
-def _made(source: Path) -> list[Feed]:
-    """Seeded inputs, one feed a set of sizes; equal ones (no dynamic axis) once."""
-    read = graph_source.read_onnx if source.suffix == ".onnx" else graph_source.read_tflite
-    found = read(str(source))
-    feeds: list[Feed] = []
-    for sizes in _SIZES:
-        axes: dict[str, int] = {}
-        feed: Feed = {}
-        for name, (kind, shape) in found["inputs"].items():
-            fixed = []
-            for index, size in enumerate(shape):
-                if isinstance(size, int) and size > 0:
-                    fixed.append(size)
-                else:
-                    axis = f"{name}.{index}" if size in ("?", 0, -1) else str(size)
-                    fixed.append(axes.setdefault(axis, sizes[len(axes) % len(sizes)]))
-            feed[name] = graph_source.example(name, kind, fixed, found["rows"])
-        feeds.append(feed)
-        if not axes:
-            break
-    return feeds
-
-
 def _move(made: Path, out: Path) -> None:
     """Bring the file to its place, its external weights beside it under its own name."""
     beside = made.with_name(made.name + ".data")
@@ -113,7 +85,7 @@ def _move(made: Path, out: Path) -> None:
         import onnx
 
         model = onnx.load(str(made), load_external_data=False)
-        for tensor in model.graph.initializer:
+        for tensor in graph_source.tensors(model.graph):
             for entry in tensor.external_data:
                 if entry.key == "location":
                     entry.value = out.name + ".data"

@@ -6,6 +6,7 @@ well formed and its outputs agree, by the pass's own tolerance, with those of th
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,9 @@ from edgeredux.execute import execute
 from edgeredux.narrowing import narrow
 from edgeredux.parity import compare, token_masks
 from edgeredux.seams import Feed, Pass, PassContext, Progress, silent
+
+# Constants of more elements say no shape, axis or size.
+_SHAPE_ELEMENTS = 4096
 
 
 def rewrite(
@@ -197,20 +201,36 @@ def _sparse(path: Path) -> bool:
 
 
 def _check_sparse(path: Path) -> str | None:
-    """As `_check_onnx`; shape inference knows no sparse initializers, so that it sees dense ones."""
+    """As `_check_onnx`; shape inference knows no sparse initializers, so that it sees dense ones.
+
+    It wants the content of small ones alone, which say shapes; of large ones it gets type and shape.
+    """
     import numpy as np
     import onnx
 
+    def dense_of(item: Any) -> Any:
+        values = onnx.numpy_helper.to_array(item.values)
+        made = np.zeros(list(item.dims), values.dtype)
+        np.put(made, onnx.numpy_helper.to_array(item.indices), values)
+        return made
+
     try:
         onnx.checker.check_model(str(path), full_check=False)
-        model = onnx.load(str(path))
-        for item in model.graph.sparse_initializer:
-            values = onnx.numpy_helper.to_array(item.values)
-            dense = np.zeros(list(item.dims), values.dtype)
-            np.put(dense, onnx.numpy_helper.to_array(item.indices), values)
-            model.graph.initializer.append(onnx.numpy_helper.from_array(dense, item.values.name))
-        del model.graph.sparse_initializer[:]
-        onnx.checker.check_model(model, full_check=True)
+        model = onnx.load(str(path), load_external_data=False)
+        graph, fed = model.graph, {item.name for item in model.graph.input}
+        sparse, stored = list(graph.sparse_initializer), [item for item in graph.initializer if item.name not in fed]
+        del graph.sparse_initializer[:]
+        del graph.initializer[:]
+        for item in (*sparse, *stored):
+            is_sparse = isinstance(item, onnx.SparseTensorProto)
+            values = item.values if is_sparse else item
+            if math.prod(item.dims) > _SHAPE_ELEMENTS:
+                info = onnx.helper.make_tensor_value_info(values.name, values.data_type, list(item.dims))
+                graph.input.append(info)
+            else:
+                array = dense_of(item) if is_sparse else onnx.numpy_helper.to_array(item, str(path.parent))
+                graph.initializer.append(onnx.numpy_helper.from_array(array, values.name))
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except Exception as problem:  # as above
         return one_line(problem, 300)
     return None

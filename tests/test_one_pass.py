@@ -41,7 +41,9 @@ def test_one_pass_on_one_file(cli: Cli, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     said: dict[str, Any] = json.loads(done.stdout)
     assert said["details"]["parity"]["passed"]
-    assert said["details"]["parity"]["shapes"] == [{"y": [1, 1, 512]}, {"y": [2, 7, 512]}, {"y": [16, 16, 512]}]
+    sizes = [{"y": [1, 1, 512]}, {"y": [2, 7, 512]}, {"y": [16, 16, 512]}]
+    # Then the same shapes twice each, with zeros and with loud values.
+    assert said["details"]["parity"]["shapes"] == [*sizes, *(size for size in sizes for _ in range(2))]
     assert kinds(tmp_path / "out.onnx") == {"Slice": 2, "MatMul": 2, "Concat": 1}
     assert hashlib.sha256(source.read_bytes()).hexdigest() == before
     again = cli("passes", "run", "tile", source, "out.onnx")
@@ -83,12 +85,16 @@ def test_mistakes_are_one_line(cli: Cli, tmp_path: Path, arguments: list[str], s
 def test_inputs_that_cannot_be_made_up_are_asked_for(cli: Cli, tmp_path: Path) -> None:
     weight = np.ones((4, 4), np.float32)
     nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Concat", ["m", "r"], ["y"], axis=1)]
-    kinds_of = {"x": (FLOAT, ["n", 4]), "r": (FLOAT, ["k", 4])}  # n and k must be equal, which no axis name says
-    save(tmp_path / "in.onnx", nodes, kinds_of, {"y": (FLOAT, ["n", 8])}, {"w": weight})
+    kinds_of = {"x": (FLOAT, ["n", 4]), "r": (FLOAT, ["k", 3])}  # k is n, which no axis name says, and never 1 or 16
+    nodes.append(helper.make_node("Reshape", ["r", "seven"], ["always_seven"]))
+    arrays = {"w": weight, "seven": np.array([7, 3], np.int64)}
+    ways = {"y": (FLOAT, ["n", 7]), "always_seven": (FLOAT, [7, 3])}
+    save(tmp_path / "in.onnx", nodes, kinds_of, ways, arrays)
     done = cli("passes", "run", "int8_dynamic", "in.onnx", "out.onnx")
     assert done.returncode == 2
+    assert "cannot be executed" in done.stderr
     assert "--data" in done.stderr
-    np.savez(tmp_path / "feed.npz", x=weight[:3], r=weight[:3])
+    np.savez(tmp_path / "feed.npz", x=np.ones((7, 4), np.float32), r=np.ones((7, 3), np.float32))
     done = cli("passes", "run", "int8_dynamic", "in.onnx", "out.onnx", "--data", "feed.npz")
     assert done.returncode == 0, done.stderr
 
@@ -102,3 +108,14 @@ def test_external_weights_are_read(cli: Cli, tmp_path: Path) -> None:
     for name in ("big.onnx", "big.onnx.data"):
         (tmp_path / name).unlink()
     onnx.checker.check_model(onnx.load(tmp_path / "out.onnx"))  # what the pass left alone is in the new file, too
+
+
+def test_weights_that_no_pass_touches_come_along_from_beside_the_graph(cli: Cli, tmp_path: Path) -> None:
+    """A file that kept a reference to weights beside another one would not load, and did not."""
+    model = onnx.load(halves(tmp_path / "in.onnx"))
+    model.graph.output[0].name = "relu"
+    model.graph.node.append(helper.make_node("Identity", ["y"], ["relu"]))
+    onnx.save(model, tmp_path / "big.onnx", save_as_external_data=True, location="big.onnx.data", size_threshold=0)
+    done = cli("passes", "run", "fold", "big.onnx", "out.onnx")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not onnx.external_data_helper.uses_external_data(onnx.load(tmp_path / "out.onnx").graph.initializer[0])

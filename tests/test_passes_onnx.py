@@ -27,7 +27,7 @@ from edgeredux.passes.onnx.fuse import Fuse
 from edgeredux.passes.onnx.gelu import Gelu
 from edgeredux.passes.onnx.int8_dynamic import Int8Dynamic
 from edgeredux.passes.onnx.qdq_static import QdqStatic
-from edgeredux.rewrite import rewrite
+from edgeredux.rewrite import malformed, rewrite
 from edgeredux.seams import PassContext
 
 RNG = np.random.default_rng(7)
@@ -454,3 +454,64 @@ def test_what_only_looks_like_gelu_stays(tmp_path: Path, context: PassContext) -
     source = save(tmp_path / "a.onnx", nodes, {"x": shape}, {"y": shape}, weights)
     assert not Gelu().run(source, tmp_path / "b.onnx", context).changed
     assert not Gelu().run(clean(tmp_path / "c.onnx"), tmp_path / "d.onnx", context).changed
+
+
+def test_a_branch_that_hands_on_a_value_from_outside_keeps_its_identity(tmp_path: Path, context: PassContext) -> None:
+    made = numpy_helper.from_array(np.ones((), np.float32), "one")
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node(kind, inputs, [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4])],
+        )
+        for name, kind, inputs in (("as_is", "Identity", ["h"]), ("more", "Add", ["h", "one"]))
+    }
+    nodes = [
+        helper.make_node("Mul", ["x", "two"], ["h"]),
+        helper.make_node("If", ["c"], ["y"], then_branch=branches["as_is"], else_branch=branches["more"]),
+        helper.make_node("Add", ["one", "one"], ["two"]),
+    ]
+    nodes.insert(0, nodes.pop())
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4]),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [made],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "in.onnx"
+    )
+    change = Fold().run(tmp_path / "in.onnx", tmp_path / "out.onnx", context)
+    assert change.changed, change.why
+    assert malformed(tmp_path / "in.onnx", tmp_path / "out.onnx") is None
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    for c in (True, False):
+        (found,) = outputs(tmp_path / "out.onnx", x=x, c=np.array(c))
+        np.testing.assert_array_equal(found, 2 * x + (0 if c else 1))
+
+
+def test_reshapes_made_by_folding_fit_an_old_opset(tmp_path: Path, context: PassContext) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Slice", ["s", "zero", "one"], ["n"]),
+        helper.make_node("Concat", ["n", "rest"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["x", "shape"], ["y"]),
+    ]
+    arrays = {"zero": [0], "one": [1], "rest": [-1, 2]}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "m", 2])],
+        [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in arrays.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=7)
+    onnx.save(model, tmp_path / "in.onnx")
+    change = FixShapes({"n": 3}).run(tmp_path / "in.onnx", tmp_path / "out.onnx", context)
+    assert change.changed, change.why
+    assert malformed(tmp_path / "in.onnx", tmp_path / "out.onnx") is None

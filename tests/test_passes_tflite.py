@@ -15,6 +15,7 @@ pytest.importorskip("ai_edge_quantizer", reason="ai-edge-quantizer is not instal
 from edgeredux import isolated  # noqa: E402
 from edgeredux.errors import ArtifactError, DataError, RecipeError  # noqa: E402
 from edgeredux.execute import execute  # noqa: E402
+from edgeredux.passes.tflite import packing  # noqa: E402
 from edgeredux.passes.tflite.files import Contents  # noqa: E402
 from edgeredux.passes.tflite.quantize import TfliteInt8Dynamic, TfliteInt8Static  # noqa: E402
 from edgeredux.passes.tflite.squares import split_squares  # noqa: E402
@@ -146,6 +147,15 @@ def test_what_is_quantised_is_left_alone(tmp_path: Path, context: PassContext) -
     assert not again.changed
     assert again.why.startswith("declined: ")
     assert not (tmp_path / "twice.tflite").exists()
+
+
+def test_a_file_without_signature_is_calibrated_by_its_tensors_names(tmp_path: Path, context: PassContext) -> None:
+    model = schema.ModelT.InitFromPackedBuf(build(tmp_path / "in.tflite").read_bytes(), 0)
+    model.signatureDefs = None
+    (tmp_path / "in.tflite").write_bytes(packing.save(model, "in.tflite"))
+    change = run(TfliteInt8Static(), tmp_path / "in.tflite", tmp_path / "out.tflite", context)
+    assert change.changed, change.why
+    assert cosine(tmp_path / "in.tflite", tmp_path / "out.tflite", context) > 0.99
 
 
 def test_a_mask_that_takes_the_range_is_refused(tmp_path: Path, context: PassContext) -> None:

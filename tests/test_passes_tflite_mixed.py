@@ -109,6 +109,15 @@ def test_calibrated_levels_and_declines(tmp_path: Path) -> None:
     assert not (tmp_path / "c.tflite").exists()
 
 
+def test_what_is_quantised_is_left_alone(tmp_path: Path) -> None:
+    once, _ = run(TfliteMixed(), build(tmp_path / "in.tflite"), tmp_path / "once.tflite", tmp_path)
+    assert once.changed
+    again, _ = run(TfliteMixed(), tmp_path / "once.tflite", tmp_path / "twice.tflite", tmp_path)
+    assert not again.changed
+    assert again.why == "declined: ai-edge-quantizer changes no operator of this file; it may be quantised already"
+    assert not (tmp_path / "twice.tflite").exists()
+
+
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     for levels in (["int8"], ["int8", "int8"], ["int3", "float"]):
         with pytest.raises(RecipeError) as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ from edgeredux.errors import ArtifactError, one_line
 
 # protobuf cannot hold more than 2 GiB; what is not weights needs room too.
 SINGLE_FILE_BYTES = 1_900_000_000
+# What came with its weights beside it keeps them there from this size on: a single file is held twice while it is
+# written, as objects and as bytes.
+APART_BYTES = 400_000_000
+_CAME_APART = "edgeredux.came_apart"  # of a model's meta, which no file holds
 
 
 def read(path: Path) -> ir.Model:
@@ -23,6 +28,7 @@ def read(path: Path) -> ir.Model:
             tensor.numpy()  # external data that is missing or too short shows here, not in the middle of a pass
     except Exception as problem:  # protobuf, onnx_ir and the operating system each raise their own
         raise ArtifactError(one_line(f"{path.name}: no readable ONNX file: {problem}", 300)) from problem
+    model.meta[_CAME_APART] = any(isinstance(tensor, ir.ExternalTensor) for tensor in initializers(model))
     if not model.graph.outputs:
         raise ArtifactError(f"{path.name}: no readable ONNX file: it holds no graph with outputs")
     if (name := _undefined(model)) is not None:
@@ -42,11 +48,35 @@ def _undefined(model: ir.Model) -> str | None:
 
 
 def write(model: ir.Model, out: Path) -> None:
-    """Write the model: one file, or `out` and `out`.data where the weights exceed what one file can hold."""
-    size = sum(tensor.nbytes for tensor in initializers(model))
-    if size <= SINGLE_FILE_BYTES:
-        ir.external_data.load_to_model(model)  # what a pass left alone would stay a reference to the source's .data
-    ir.save(model, out, external_data=out.name + ".data" if size > SINGLE_FILE_BYTES else None)
+    """Write the model: one file, or `out` and `out`.data where the weights exceed what one file can hold.
+
+    Weights come tensor by tensor from where they lie; a large model whose weights came beside it keeps them so.
+    """
+    size = weight_bytes(model)
+    if size > SINGLE_FILE_BYTES or (size > APART_BYTES and model.meta.get(_CAME_APART)):
+        ir.save(model, out, external_data=out.name + ".data")
+        release(model)
+        return
+    ir.external_data.load_to_model(model)  # a tensor that still lies in another file would be looked for beside `out`
+    ir.save(model, out)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all graphs' initializers."""
+    return sum(tensor.nbytes for tensor in initializers(model))
+
+
+def came_apart(model: ir.Model, *, like: ir.Model) -> None:
+    """Let `write` treat a model that another tool made of `like` as it would treat `like`."""
+    model.meta[_CAME_APART] = like.meta.get(_CAME_APART)
+
+
+def release(model: ir.Model) -> None:
+    """Give back the memory of weights mapped from a file; they are mapped anew when somebody reads them."""
+    for tensor in initializers(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            with contextlib.suppress(BufferError):  # an array of somebody else lies in it and will let go of it
+                tensor.release()
 
 
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:

@@ -17,6 +17,8 @@ from edgeredux.errors import one_line
 from edgeredux.passes.onnx import files
 from edgeredux.seams import PassContext, Tolerance
 
+_ALLOWZERO = 14  # the opset that brought this attribute of Reshape
+
 
 class FoldGraph(ir.passes.InPlacePass):
     """Fold what does not depend on inputs, merge equal nodes and weights, drop what nobody reads.
@@ -37,6 +39,8 @@ class FoldGraph(ir.passes.InPlacePass):
         ir.passes.Sequential(
             _GatherInOrder(),
             common.IdentityEliminationPass(),
+            _OwnOutputs(),
+            _OldReshapes(),
             common.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=0),
             common.LiftSubgraphInitializersToMainGraphPass(),
             _Contiguous(),
@@ -78,6 +82,48 @@ class _GatherInOrder(ir.passes.InPlacePass):
                 made = ir.node("Reshape", [data, target], name=node.name)
                 made.outputs[0].name = out.name
                 ir.convenience.replace_nodes_and_values(graph, node, [node], [made], [out], [made.outputs[0]])
+                modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+class _OwnOutputs(ir.passes.InPlacePass):
+    """A branch must make what it gives: onnx_ir drops the Identity by which one hands on a value from outside.
+
+    Given   y = If(c) then { return x }        x from outside of the branch
+    Result  y = If(c) then { v = Identity(x); return v }
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        for graph in [graph for graph in files.graphs(model) if graph is not model.graph]:
+            own = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
+            own |= {id(value) for node in graph for value in node.outputs}
+            for index, value in enumerate(graph.outputs):
+                if id(value) not in own:
+                    made = ir.node("Identity", [value])
+                    graph.append(made)
+                    made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
+                    graph.outputs[index] = made.outputs[0]
+                    modified = True
+        return ir.passes.PassResult(model, modified)
+
+
+class _OldReshapes(ir.passes.InPlacePass):
+    """onnxscript says allowzero of the Reshapes it makes, which opsets before 14 do not know.
+
+    Given   y = Reshape(x, [1, -1, 4], allowzero=1)     opset 11
+    Result  y = Reshape(x, [1, -1, 4])                  the same, as the shape has no zero
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        modified = False
+        old = model.opset_imports.get("", _ALLOWZERO) < _ALLOWZERO
+        for node in model.graph.all_nodes() if old else ():
+            if node.op_type != "Reshape" or node.domain != "" or "allowzero" not in node.attributes:
+                continue
+            shape = files.constant(node.inputs[1])
+            if node.attributes.get_int("allowzero", 0) == 0 or (shape is not None and shape.all()):
+                del node.attributes["allowzero"]
                 modified = True
         return ir.passes.PassResult(model, modified)
 

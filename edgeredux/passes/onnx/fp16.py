@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
-from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16, convert_np_to_float16
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
 from edgeredux.passes.onnx import files, ranges, unfit, zeros
 from edgeredux.passes.onnx.clamp_mask import ClampMasks
+from edgeredux.passes.onnx.portions import Hollow
 from edgeredux.passes.onnx.refusal import Refused, declining, refusing
 from edgeredux.seams import PassContext, Tolerance
 
@@ -75,12 +77,14 @@ class Fp16:
         reached = ranges.largest(model, context.calibration[:_FEEDS], context.scratch) if context.calibration else {}
         beyond = _beyond(model, reached)
         blocked = sorted({*DEFAULT_OP_BLOCK_LIST, *self.float_operators})
+        hollow = Hollow(model)
         with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
             given = Path(folder, "in.onnx")
             files.write(model, given)
             with refusing("ONNX Runtime cannot convert it"):
                 converted = convert_float_to_float16(
-                    str(given),
+                    onnx.load(given) if hollow else str(given),
+                    disable_shape_infer=bool(hollow),  # done above, on the weights' own shapes
                     keep_io_types=self.keep_io_types,
                     op_block_list=blocked,
                     node_block_list=[*self.exclude, *beyond],
@@ -89,12 +93,14 @@ class Fp16:
         common.TopologicalSortPass()(made)
         _straighten(made)
         _forget_types(made)
+        hollow.fill(made, _half)
+        files.came_apart(made, like=model)
         kept = zeros.check(before, made, "fp16")
         left = sorted({node.op_type for node in made.graph.all_nodes() if node.op_type in blocked})
         files.write(made, out)
         details = {"masks": masks.clamped, "saturated": saturated, "float32": left, "zeros": kept}
         details |= {"largest": max(reached.values()) if reached else None, "beyond": beyond}
-        halves = sum(value.dtype == np.float16 and value.ndim > 0 for value in _floats(made))
+        halves = sum(tensor.dtype == ir.DataType.FLOAT16 and len(tensor.shape) > 0 for tensor in _constants(made))
         why = f"{halves} weights to float16"
         why += f", {len(masks.clamped)} masks raised to {_MASK_FLOOR:g}" if masks.clamped else ""
         why += f", {saturated} values beyond {_LARGEST:g} cut to it" if saturated else ""
@@ -108,20 +114,32 @@ class Fp16:
             return unknown
         if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.all_nodes()):
             return "the graph is quantised already, and the scales of its Q/DQ pairs are float32"
-        if not any(value.dtype == np.float32 and value.ndim > 0 for value in _floats(model)):
+        if not any(tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) > 0 for tensor in _constants(model)):
             return "no constant of this graph is float32"
         return None
 
 
-def _floats(model: ir.Model) -> list[np.ndarray[Any, np.dtype[Any]]]:
-    """Float constants, those of Constant nodes among them."""
-    found = []
+def _constants(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Constants of all graphs, those of Constant nodes among them."""
     for graph in files.graphs(model):
         for value in (*graph.initializers.values(), *(out for node in graph for out in node.outputs)):
-            array = files.constant(value)
-            if array is not None and array.dtype.kind == "f":
-                found.append(array)
-    return found
+            tensor = None if value.is_graph_input() else ir.convenience.get_const_tensor(value)
+            if tensor is not None:
+                yield tensor
+
+
+def _half(tensor: ir.TensorProtocol, dtype: ir.DataType) -> ir.TensorProtocol:
+    """The weight as the converter makes it; made each time that it is read, and never all of them at once."""
+    if dtype != ir.DataType.FLOAT16:
+        return tensor
+
+    def convert() -> ir.TensorProtocol:
+        made = ir.tensor(convert_np_to_float16(tensor.numpy()), name=tensor.name)
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.release()
+        return made
+
+    return ir.LazyTensor(convert, dtype=dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
 
 
 def _beyond(model: ir.Model, reached: dict[str, float]) -> list[str]:
@@ -166,4 +184,5 @@ def _forget_types(model: ir.Model) -> None:
 
 
 def _saturated(model: ir.Model) -> int:
-    return sum(int((np.isfinite(array) & (np.abs(array) > _LARGEST)).sum()) for array in _floats(model))
+    floats = (tensor.numpy() for tensor in _constants(model) if tensor.dtype.is_floating_point())
+    return sum(int((np.isfinite(array) & (np.abs(array) > _LARGEST)).sum()) for array in floats)

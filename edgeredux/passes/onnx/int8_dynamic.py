@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from edgeredux.artifact import Change, Format
-from edgeredux.passes.onnx import files, unfit, zeros
+from edgeredux.passes.onnx import files, portions, unfit, zeros
 from edgeredux.passes.onnx.int8_rows import Int8Rows
 from edgeredux.passes.onnx.int8_shared import ShareQuantisation
 from edgeredux.passes.onnx.refusal import Refused, declining, refusing
@@ -52,27 +52,15 @@ class Int8Dynamic:
         model = files.read(source)
         common.NameFixPass()(model)  # the quantiser makes names from node names, and nodes may have none
         before = zeros.places(model)
+        files.release(model)
         tables = Int8Rows()
         if self.embeddings:
             tables(model)
         if (problem := unfit.unknown_node(model, self.exclude)) is not None:
             raise Refused(problem)
         with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
-            given, made = Path(folder, "in.onnx"), Path(folder, "out.onnx")
-            files.write(model, given)
             with refusing("ONNX Runtime cannot quantise it"):
-                quantize_dynamic(
-                    given,
-                    made,
-                    op_types_to_quantize=["MatMul", "Gemm"],
-                    per_channel=self.per_channel,
-                    reduce_range=self.reduce_range,
-                    weight_type=QuantType.QInt8,
-                    nodes_to_exclude=list(self.exclude),
-                    use_external_data_format=given.with_name("in.onnx.data").exists(),
-                    extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True, "EnableSubgraph": True},
-                )
-            quantised = files.read(made)
+                quantised = portions.in_portions(model, Path(folder), self._quantise, portions.PORTION_BYTES)
             matmuls = sum(node.op_type == "MatMulInteger" for node in quantised.graph.all_nodes())
             kept = zeros.check(before, quantised, "int8_dynamic")
             sharing = ShareQuantisation()
@@ -82,3 +70,16 @@ class Int8Dynamic:
             files.write(quantised, out)
         details = {"matmuls": matmuls, "tables": len(tables.tables), "zeros": kept, "shared": sharing.shared}
         return Change("int8_dynamic", True, f"{matmuls} MatMuls and {len(tables.tables)} tables to int8", details)
+
+    def _quantise(self, source: Path, out: Path) -> None:
+        quantize_dynamic(
+            source,
+            out,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=self.per_channel,
+            reduce_range=self.reduce_range,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(self.exclude),
+            use_external_data_format=source.with_name(source.name + ".data").exists(),
+            extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True, "EnableSubgraph": True},
+        )

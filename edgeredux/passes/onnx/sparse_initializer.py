@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
@@ -50,8 +52,8 @@ class SparseInitializer:
         """The file with sparse weights; details `weights` (zeros, break-even, bytes before and after), `left` (zeros,
         break-even). Raises ArtifactError on an unreadable file.
         """
-        files.read(source)  # for its errors
-        model = onnx.load(str(source))
+        tensors = _tensors(files.read(source))
+        model = onnx.load(str(source), load_external_data=False)
         if model.ir_version < _LEAST_IR:
             return Change("sparse_initializer", False, f"declined: IR version {model.ir_version} has none, 5 is needed")
         taken: dict[str, Any] = {}
@@ -59,7 +61,8 @@ class SparseInitializer:
         dense = {item.name for item in model.graph.input}
         kept: list[Any] = []
         for tensor in model.graph.initializer:
-            array = onnx.numpy_helper.to_array(tensor)
+            held = tensors[tensor.name]
+            array = held.numpy()
             if array.size < self.least or array.dtype.kind not in "fiu" or array.itemsize > 8 or tensor.name in dense:
                 kept.append(tensor)
                 continue
@@ -78,17 +81,41 @@ class SparseInitializer:
             values = onnx.numpy_helper.from_array(array.reshape(-1)[places], tensor.name)
             indices = onnx.numpy_helper.from_array(places.astype(np.int64), f"{tensor.name}_indices")
             model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, list(array.shape)))
+            del array, places, values, indices
+            if isinstance(held, ir.ExternalTensor):
+                held.release()
         if not taken:
             return Change("sparse_initializer", False, f"declined: {_nearest(left, self.least)}", {"left": left})
         del model.graph.initializer[:]
         model.graph.initializer.extend(kept)
-        if model.ByteSize() > files.SINGLE_FILE_BYTES:
-            why = f"declined: {model.ByteSize()} bytes remain, and sparse tensors cannot lie outside of the file"
+        if (size := model.ByteSize()) > files.SINGLE_FILE_BYTES:
+            why = f"declined: {size} bytes remain in the graph, and sparse tensors cannot lie outside of it"
             return Change("sparse_initializer", False, why, {"left": left})
-        onnx.save(model, str(out))
+        apart = [tensor for tensor in model.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+        if apart:
+            _write_apart(apart, tensors, out.with_name(out.name + ".data"))
+        with out.open("wb") as file:
+            file.write(model.SerializeToString())
         before, after = (sum(item[f"bytes_{when}"] for item in taken.values()) for when in ("before", "after"))
         why = f"{len(taken)} weights of {before} bytes are sparse now, {after} bytes; {len(left)} stay dense"
         return Change("sparse_initializer", True, why, {"weights": taken, "left": left})
+
+
+def _tensors(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    found = model.graph.initializers.values()
+    return {str(value.name): value.const_value for value in found if value.const_value is not None}
+
+
+def _write_apart(apart: Sequence[Any], tensors: Mapping[str, ir.TensorProtocol], data: Path) -> None:
+    """Weights that came beside the graph and stay dense lie beside it again."""
+    with data.open("wb") as file:
+        for tensor in apart:
+            start = file.tell()
+            file.write(tensors[tensor.name].tobytes())
+            where = {"location": data.name, "offset": start, "length": file.tell() - start}
+            del tensor.external_data[:]
+            for key, value in where.items():
+                tensor.external_data.add(key=key, value=str(value))
 
 
 def _bits(array: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:

@@ -15,12 +15,13 @@ from pydantic.dataclasses import dataclass
 
 from edgeredux import parity
 from edgeredux.artifact import Change, Format
-from edgeredux.errors import DataError, one_line
+from edgeredux.errors import ArtifactError, DataError, one_line
 from edgeredux.execute import run_tflite
 from edgeredux.passes.tflite import files, packing
 from edgeredux.passes.tflite.mixed_search import search
 from edgeredux.passes.tflite.operators import check, name_of
 from edgeredux.passes.tflite.quantize import fitting
+from edgeredux.passes.tflite.signature import with_signature
 from edgeredux.seams import Feed, PassContext, Tolerance
 
 NAME = "tflite_mixed"
@@ -90,7 +91,12 @@ class TfliteMixed:
             return Change(NAME, False, f"declined: no mix reaches {self.limit:g}: {best}", told)
         if counts["float"] == len(found.levels):
             return Change(NAME, False, f"declined: no operator can be quantised at a limit of {self.limit:g}", told)
-        out.write_bytes(work.quantised(found.levels))
+        content = work.quantised(found.levels)
+        made = files.Contents(content, out.name)
+        if made.integer_constants() <= before.integer_constants() and made.operators() == before.operators():
+            why = "declined: ai-edge-quantizer changes no operator of this file; it may be quantised already"
+            return Change(NAME, False, why, told)
+        out.write_bytes(content)
         mix = ", ".join(f"{counts[level]} {level}" for level in self.levels if counts[level])
         return Change(NAME, True, f"{mix}; cosine {found.agreement:.4f} to the given file", told)
 
@@ -101,7 +107,9 @@ class _Work:
     def __init__(self, source: Path, levels: Sequence[Level], context: PassContext) -> None:
         if not context.calibration:
             raise DataError(f"pass {NAME}: there are no calibration feeds")
-        self.content, self.levels, self.context = source.read_bytes(), levels, context
+        content = source.read_bytes()
+        self.content = with_signature(content, source.name) if set(levels) & set(_STATIC) else content
+        self.name, self.levels, self.context = source.name, levels, context
         self.feeds = list(context.calibration[:_FEEDS])
         self.parts, self.sizes = _parts(self.content, source.name, with_others=bool(set(levels) & set(_STATIC)))
         self.expected = run_tflite(str(source), self.feeds, context.threads)
@@ -112,9 +120,13 @@ class _Work:
         """The lowest mean cosine of an output to the given file's; -1 where the file does not run or is not finite."""
         key = tuple(levels[part] for part in self.parts)
         if key not in self._seen:
-            said = parity.compare(
-                self.expected, self._outputs(self.quantised(levels)), Tolerance("search", cosine=-1.0)
-            )
+            content = self.quantised(levels)
+            try:
+                outputs = self._outputs(content)
+            except ArtifactError:  # the quantiser writes files that LiteRT refuses, of some operators
+                self._seen[key] = -1.0
+                return -1.0
+            said = parity.compare(self.expected, outputs, Tolerance("search", cosine=-1.0))
             cosine = said["mean_cosine"]
             self._seen[key] = -1.0 if cosine is None else float(cosine)
         return self._seen[key]
@@ -153,10 +165,7 @@ class _Work:
         if self._statistics is None:
             manager = recipe_manager.RecipeManager()
             manager.add_static_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, 8, 8)
-            path = self.context.scratch / f"{NAME}.tflite"
-            path.write_bytes(self.content)
-            signature, feeds = fitting(path, self.context.calibration)
-            path.unlink()
+            signature, feeds = fitting(self.content, self.name, self.context.calibration)
             watch = calibrator.Calibrator(
                 self.content, num_threads=self.context.threads, qsv_update_func=qsv_utils.min_max_update
             )

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from edgeredux.artifact import Change, Format
 from edgeredux.errors import ArtifactError, DataError, RecipeError, one_line, unknown
 from edgeredux.passes.tflite import files
+from edgeredux.passes.tflite.signature import with_signature
 from edgeredux.passes.tflite.squares import split_squares
 from edgeredux.seams import Feed, PassContext, Tolerance
 
@@ -97,8 +98,8 @@ class TfliteInt8Static:
             else:
                 manager.add_static_config(".*", names[name], bits[width], 8, algorithm_key=algorithm)
         recipe = manager.get_quantization_recipe()
-        feeds = fitting(source, context.calibration)
-        content = source.read_bytes()
+        content = with_signature(source.read_bytes(), source.name)
+        feeds = fitting(content, source.name, context.calibration)
         if self.activation == "int16" or "int16" in self.operators.values():
             content, _ = split_squares(content)
             before = files.Contents(content, source.name)
@@ -143,21 +144,19 @@ def _quantise(
     return Change(name, True, f"{weights} weights to integers", {**details, "weights": weights})
 
 
-def fitting(source: Path, calibration: Sequence[Feed]) -> tuple[str, list[Feed]]:
-    """The file's first signature and the calibration feeds as it takes them."""
+def fitting(content: bytes, file: str, calibration: Sequence[Feed]) -> tuple[str, list[Feed]]:
+    """The first signature of these bytes and the calibration feeds as it takes them; `file` is for messages."""
     from ai_edge_litert.interpreter import Interpreter
 
     if not calibration:
         raise DataError("pass tflite_int8_static: there are no calibration feeds")
     try:
-        interpreter = Interpreter(model_path=str(source))
+        interpreter = Interpreter(model_content=content)
         signatures = interpreter.get_signature_list()
-        if not signatures:
-            raise ArtifactError(f"{source.name}: it has no signature, so calibration cannot name its inputs")
         key = next(iter(signatures))
         wanted = interpreter.get_signature_runner(key).get_input_details()
     except (ValueError, RuntimeError) as problem:
-        raise ArtifactError(one_line(f"{source.name}: LiteRT cannot load it: {problem}", 300)) from problem
+        raise ArtifactError(one_line(f"{file}: LiteRT cannot load it: {problem}", 300)) from problem
     feeds = []
     for feed in calibration:
         row: dict[str, np.ndarray[Any, Any]] = {}
