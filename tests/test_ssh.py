@@ -289,7 +289,7 @@ def test_readings_of_one_device_are_not_reused_for_another(monkeypatch: pytest.M
 
     said = MagicMock()
     said.artifact.return_value.shapes = {}
-    use = MagicMock(runner=Ssh(), runtime=MagicMock(options={}), entry="board")
+    use = MagicMock(runner=Ssh(), runtime=MagicMock(options={}), entry="board", unavailable=None)
     keys = Keys()
     for host in ("pi@board:22", "pi@board:22", "pi@other", "eve@board:22"):
         monkeypatch.setenv("EDGEREDUX_SSH_HOST", host)
