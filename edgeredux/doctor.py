@@ -35,7 +35,8 @@ _PACKAGES: tuple[tuple[str, str, Literal["runtime", "exporter", "compiler", "sim
 )
 _TOOLS: tuple[tuple[str, str, str], ...] = (
     ("adb", "adb", "apt-get install adb"),
-    ("ssh", "ssh", "apt-get install openssh-client"),
+    ("ssh (devices over the network)", "ssh", "apt-get install openssh-client"),
+    ("sshd (to be reached as a device)", "sshd", "apt-get install openssh-server"),
     ("qemu for arm64", "qemu-aarch64-static", "apt-get install qemu-user-static"),
     ("Chromium (to look at reports)", "chromium", "apt-get install chromium"),
 )
@@ -46,7 +47,7 @@ def examine() -> list[Finding]:
     found = [_package(*row) for row in _PACKAGES]
     found += [_rapl(), _battery(), _nvidia()]
     for name, command, install in _TOOLS:
-        place = shutil.which(command)
+        place = shutil.which(command) or shutil.which(command, path="/usr/sbin:/sbin")  # not on every user's PATH
         if place is None:
             found.append(Finding(name, "tool", "missing", "not on PATH", install))
         else:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeredux import assemble, bundle, export_stage, plan, profile_stage, reduce_stage
+from edgeredux import assemble, bundle, export_stage, plan, profile_stage, reduce_stage, target
 from edgeredux import recipe as recipes
 from edgeredux.artifact import Artifact
 from edgeredux.errors import BundleError, RecipeError
@@ -145,7 +145,8 @@ def _again(
     for override in settings:
         recipes.apply(written, override)
     recipe = recipes.parse(written, f"{folder}: recipe")
-    only = targets if targets else manifest["only_targets"]
+    files = {target.load(name).name: name for name in recipe.targets}  # a target of the user's is named by its file
+    only = targets if targets else [files.get(name, name) for name in manifest["only_targets"]]
     beside = folder.with_name(f"{folder.name}.next")
     there: dict[str, list[str]] | None = None
     if upto == "profiled":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgeredux.model import Model
+    from edgeredux.remote.channel import Place
 
 # One batch of inputs or outputs by name, as NumPy arrays.
 Feed: TypeAlias = "dict[str, np.ndarray[Any, Any]]"
@@ -201,6 +202,17 @@ class NamesDevice(Protocol):
 
     def device(self, options: Mapping[str, Any]) -> str:
         """Which one it would be now. What one device gave is never taken for another's."""
+
+
+@runtime_checkable
+class Reaches(Protocol):
+    """A runner of another device, to which files can be brought."""
+
+    def reach(self, options: Mapping[str, Any], address: str) -> Place:
+        """The way there; `address` as at the command line, empty where options or environment say it.
+
+        Raises TargetError on wrong options, EnvironmentProblem when no device is named.
+        """
 
 
 @runtime_checkable

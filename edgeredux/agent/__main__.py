@@ -27,6 +27,8 @@ def main(arguments: list[str]) -> int:
             return work.child(job, "alone-" + more[0], lambda: work.alone(job, more[0]))
         elif command == "together":
             return work.child(job, "together", lambda: work.together(job))
+        elif command == "answers":
+            return work.child(job, "answers-" + more[0], lambda: work.answers(job, more[0]))
         return 0
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0

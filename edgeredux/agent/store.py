@@ -1,4 +1,4 @@
-"""Files on the device: what is there, put more, make them a whole folder, send one back, take all away.
+"""Files on the device: what is there, put more, make them a whole folder, unpack, send one back, take all away.
 
 Given to python3 as text (-c), so it imports nothing of ours. Every command but `get` answers with one line of JSON;
 {"error": ..} with kind no_space, cut, differs, exists or failed. Names are relative to the folder and stay within it.
@@ -15,6 +15,7 @@ import select
 import shutil
 import sys
 import time
+import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -49,23 +50,40 @@ def digest(path: Path) -> str:
 
 
 def state(root: Path) -> dict[str, Any]:
-    """Every file below the folder with size and hash, and the free bytes of its disk."""
+    """What `about` says and every file below the folder with size and hash."""
     files = {}
     if root.is_dir():
         for path in sorted(root.rglob("*")):
             if path.is_file():
                 files[path.relative_to(root).as_posix()] = [path.stat().st_size, digest(path)]
-    there = root
+    found = about(root)
+    found["files"] = files
+    return found
+
+
+def about(root: Path) -> dict[str, Any]:
+    """Whether the folder is there, whether a new one may not be put there, its disk's free bytes, and the machine."""
+    there = root.absolute()
     while not there.exists():
         there = there.parent
     disk = os.statvfs(str(there))
+    try:
+        libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (AttributeError, ValueError, OSError):
+        libc = ""
     return {
         "exists": root.is_dir(),
-        "files": files,
+        "taken": _taken(root),
+        "path": str(root.absolute()),
         "free_bytes": disk.f_bavail * disk.f_frsize,
         "python": list(sys.version_info[:3]),
         "machine": os.uname().machine,
+        "libc": libc,
     }
+
+
+def _taken(path: Path) -> bool:
+    return os.path.lexists(str(path)) and (path.is_symlink() or not path.is_dir() or any(path.iterdir()))
 
 
 def put(root: Path) -> dict[str, Any]:
@@ -139,7 +157,7 @@ def _line() -> bytes:
 def commit(root: Path, final: Path) -> dict[str, Any]:
     """Rename the folder when it holds just the files that stdin's JSON {name: sha256} lists."""
     wanted = json.loads(sys.stdin.read())
-    if final.exists():
+    if _taken(final):
         raise Refused("exists", f"{final} is there already")
     have = {name: found[1] for name, found in state(root)["files"].items()}
     for name in sorted({*wanted, *have}):
@@ -162,6 +180,21 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def unpack(root: Path, final: Path) -> dict[str, Any]:
+    """The contents of all zip files in the folder, as the folder `final`; whole or not there. The zip files go."""
+    fresh = final.with_name(final.name + ".incoming")
+    if fresh.is_dir():
+        shutil.rmtree(str(fresh))
+    for path in sorted(root.iterdir()):
+        with zipfile.ZipFile(str(path)) as archive:
+            for name in archive.namelist():
+                inside(fresh, name)
+            archive.extractall(str(fresh))
+    fresh.replace(final)
+    shutil.rmtree(str(root))
+    return {"unpacked": str(final)}
 
 
 def get(root: Path, name: str) -> None:
@@ -190,8 +223,10 @@ def main(arguments: list[str]) -> int:
             return 0
         if command == "commit":
             answer = commit(root, Path(more[0]).expanduser())
+        elif command == "unpack":
+            answer = unpack(root, Path(more[0]).expanduser())
         else:
-            answer = {"state": state, "put": put, "remove": remove}[command](root)
+            answer = {"state": state, "about": about, "put": put, "remove": remove}[command](root)
     except Refused as problem:
         answer = {"error": str(problem), "kind": problem.kind}
     except OSError as problem:

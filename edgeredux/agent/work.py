@@ -1,9 +1,10 @@
 """A job on the device: every hash checked, each file alone for its memory, all together for time, energy, outputs.
 
 job.json: {"models": {label: path}, "latency": {label: feeds}, "quality": {label: feeds}, "files": {path: sha256},
-"threads", "repeats", "warmup", "options": {"optimization", "resolver"}}. Feeds are .npz files, arrays named
-"00000/input". Result: out/result.json, {"alone": {label: ..}, "together": .., "outputs": {label: [file, sha256]}} or
-{"error", "kind"}, and the outputs' files.
+"threads", "repeats", "warmup", "options": {"optimization", "resolver"}, "wanted": measurements or answers, "site":
+folders with runtimes that were brought along}. Feeds are .npz files, arrays named "00000/input". Result:
+out/result.json, {"alone": {label: ..}, "together": .., "outputs": {label: [file, sha256]}}, or for answers alone
+{"answers": {label: ..}, "outputs": ..}, or {"error", "kind"}; and the outputs' files.
 """
 
 from __future__ import annotations
@@ -29,15 +30,18 @@ _MEMORY_RUNS = 3  # the first allocates, the others would show growth
 def supervise(job: Path) -> None:
     """Run each part in a process of its own and write the result, whatever happens to them."""
     said = json.loads((job / "job.json").read_text(encoding="utf-8"))
-    answer: dict[str, Any] = {"alone": {}}
+    answer: dict[str, Any]
     try:
         for path, wanted in said["files"].items():
             if digest(job / path) != wanted:
                 raise runtimes.Unusable(f"{path} is not the file that was sent (its SHA-256 differs)")
-        for label in said["models"]:
-            answer["alone"][label] = _part(job, "alone", label)
-        answer["together"] = _part(job, "together")
-        written = answer["together"].pop("written")
+        if said["wanted"] == "answers":
+            answer = {"answers": {label: _part(job, "answers", label) for label in said["models"]}}
+            written = {label: found.pop("written") for label, found in answer["answers"].items()}
+        else:
+            answer = {"alone": {label: _part(job, "alone", label) for label in said["models"]}}
+            answer["together"] = _part(job, "together")
+            written = answer["together"].pop("written")
         answer["outputs"] = {label: [name, digest(job / process.OUT / name)] for label, name in written.items()}
     except runtimes.Unusable as problem:
         answer = {"error": str(problem), "kind": problem.kind}
@@ -100,7 +104,9 @@ def _die_with_parent() -> None:
 
 
 def _job(job: Path) -> dict[str, Any]:
-    return dict(json.loads((job / "job.json").read_text(encoding="utf-8")))
+    said = dict(json.loads((job / "job.json").read_text(encoding="utf-8")))
+    sys.path.extend(place for place in said["site"] if place not in sys.path)  # after what the device has itself
+    return said
 
 
 def _load(job: Path, said: dict[str, Any], label: str) -> runtimes.Loaded:
@@ -141,8 +147,6 @@ def alone(job: Path, label: str) -> dict[str, Any]:
 
 def together(job: Path) -> dict[str, Any]:
     """Interleaved milliseconds by label, energy by label, the machine; outputs go to files, by label too."""
-    import numpy as np
-
     said = _job(job)
     models = {label: _load(job, said, label) for label in said["models"]}
     fitted = {}
@@ -153,16 +157,7 @@ def together(job: Path) -> dict[str, Any]:
     samples, facts = rounds.timed(calls, said["repeats"], said["warmup"])
     facts.update(condition.between(before, condition.now()))
     spent = energy.of_each({label: _once(call) for label, call in calls.items()})
-    written = {}
-    for number, label in enumerate(models):
-        arrays = {}
-        for index, feed in enumerate(_feeds(job, said["quality"][label])):
-            for name, value in models[label].run(models[label].fit(feed)).items():
-                if not name.startswith("present."):  # what a decoder keeps for its next token measures no quality
-                    arrays[f"{index:05d}/{name}"] = value
-        written[label] = f"{number:02d}.npz"
-        with (job / process.OUT / written[label]).open("wb") as handle:
-            np.savez(handle, **arrays)
+    written = {label: _answer(job, said, label, models[label]) for label in models}
     return {
         "samples_ms": samples,
         "machine": facts,
@@ -170,6 +165,29 @@ def together(job: Path) -> dict[str, Any]:
         "written": written,
         "python": sys.version.split()[0],
     }
+
+
+def answers(job: Path, label: str) -> dict[str, Any]:
+    """One file's outputs go to a file; which runtime made them. Nothing is measured."""
+    said = _job(job)
+    runtime = runtimes.runtime_for(job / said["models"][label])
+    written = _answer(job, said, label, _load(job, said, label))
+    return {"runtime": runtime, "python": sys.version.split()[0], "cpu_model": machine.cpu_model(), "written": written}
+
+
+def _answer(job: Path, said: dict[str, Any], label: str, model: runtimes.Loaded) -> str:
+    """Write the outputs of a label's quality feeds; the file's name."""
+    import numpy as np
+
+    arrays = {}
+    for index, feed in enumerate(_feeds(job, said["quality"][label])):
+        for name, value in model.run(model.fit(feed)).items():
+            if not name.startswith("present."):  # what a decoder keeps for its next token measures no quality
+                arrays[f"{index:05d}/{name}"] = value
+    name = f"{list(said['models']).index(label):02d}.npz"
+    with (job / process.OUT / name).open("wb") as handle:
+        np.savez(handle, **arrays)
+    return name
 
 
 def _cycling(run: Callable[[Any], Any], feeds: list[Any]) -> Callable[[int], Any]:

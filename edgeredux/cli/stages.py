@@ -120,15 +120,20 @@ def deploy(
     folder: DeployArgument,
     target: Annotated[str, typer.Option("--target", "-t", metavar="T", help="The target to deploy for.")],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where to install what the target needs.")],
+    host: Annotated[
+        str, typer.Option("--host", metavar="H", help="The device: [USER@]HOST[:PORT], or its serial number for adb.")
+    ] = "",
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Install from a bundle just what one target needs, and prove there that it answers as it did here."""
-    answer = child.run("edgeredux.deploy:deploy", {"folder": folder, "target": target, "to": to}, as_json, verbose)
+    arguments = {"folder": folder, "target": target, "to": to, "host": host}
+    answer = child.run("edgeredux.deploy:deploy", arguments, as_json, verbose)
     if as_json:
         print(json.dumps(answer, indent=1))
     else:
-        say(f"installed {answer['file']} for {answer['target']} in {to}: {answer['how']}")
+        where = f"{to} on {answer['device']}" if "device" in answer else str(to)
+        say(f"installed {answer['file']} for {answer['target']} in {where}: {answer['how']}")
     raise typer.Exit(0 if answer["passed"] else 1)
 
 

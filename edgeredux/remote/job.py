@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -17,9 +17,11 @@ from edgeredux.agent import process
 from edgeredux.artifact import sha256_file
 from edgeredux.errors import ArtifactError, EdgereduxError, EnvironmentProblem, StorageError, one_line
 from edgeredux.remote import files, result
-from edgeredux.remote.link import Dropped, Link
+from edgeredux.remote.channel import Channel, Dropped
 from edgeredux.seams import Feed
 
+R = TypeVar("R", bound=result.Outputs)
+Wanted: TypeAlias = Literal["measurements", "answers"]
 _WAIT_S = 20.0
 _ALONG = (machine, delegates, rounds)  # of the package, what the agent uses
 _CLEANINGS = 3  # tries to take a job's folder away
@@ -28,7 +30,11 @@ _EMPTY = "# edgeredux's agent: only what runs on a device\n"
 
 @dataclass(frozen=True)
 class Work:
-    """What the agent is to do. Feeds by label, as a ProfileJob's."""
+    """What the agent is to do. Feeds by label, as a ProfileJob's.
+
+    `there`: models that the device holds already, label -> (absolute path there, SHA-256).
+    `site`: folders there with runtimes that were brought along.
+    """
 
     models: Mapping[str, Path]
     latency: Mapping[str, Sequence[Feed]]
@@ -37,39 +43,60 @@ class Work:
     repeats: int
     warmup: int
     options: Mapping[str, str]
+    there: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    site: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (*self.models, *self.there)
 
 
 @dataclass(frozen=True)
-class Done:
+class Done(Generic[R]):
     """What came back: the agent's result, outputs by label, bytes sent, connections lost on the way."""
 
-    result: result.Result
+    result: R
     outputs: Mapping[str, list[Feed]]
     sent_bytes: int
     lost: int
     left_there: str | None  # why the job's folder is still on the device
 
 
-def run(link: Link, folder: str, work: Work, scratch: Path) -> Done:
-    """Do it on the device, in `folder`/jobs there, which holds nothing of it afterwards, or it is said why it does.
+def run(link: Channel, folder: str, work: Work, scratch: Path) -> Done[result.Result]:
+    """Measure on the device, in `folder`/jobs there, which holds nothing of it afterwards, or it is said why it does.
 
     The same work finds what an earlier, interrupted call left there, and goes on. Raises ArtifactError on a model the
     device's runtime does not take, StorageError on a full disk, EnvironmentProblem on what is missing or was killed.
     """
+
+    def read(content: bytes) -> result.Result:
+        return result.read(content, work.labels, work.repeats, link.host)
+
+    return _run(link, folder, work, "measurements", scratch, read)
+
+
+def answers(link: Channel, folder: str, work: Work, scratch: Path) -> Done[result.Answers]:
+    """The same for the outputs of the quality feeds alone."""
+    return _run(
+        link, folder, work, "answers", scratch, lambda content: result.read_answers(content, work.labels, link.host)
+    )
+
+
+def _run(link: Channel, folder: str, work: Work, wanted: Wanted, scratch: Path, read: Callable[[bytes], R]) -> Done[R]:
     local = scratch / "device-job"
     shutil.rmtree(local, ignore_errors=True)
     local.mkdir(parents=True)
-    sent = assemble(work, local)
+    sent = assemble(work, wanted, local)
     identity = hashlib.sha256((local / "job.json").read_bytes()).hexdigest()[:24]
     root = f"{folder.rstrip('/')}/jobs/{identity}"
     patience = files.Patience()
     sent_bytes = 0
-    if not _answer(link, patience, root)["exists"]:
+    if not files.look(link, root, patience)["exists"]:
         sent_bytes = files.push(link, root, sent, patience)
     try:
         _to_the_end(link, root, patience)
         said = files.fetch(link, root, f"{process.OUT}/{process.RESULT}", local / "result.json", None, patience)
-        found = result.read(said.read_bytes(), work.models, work.repeats, link.host)
+        found = read(said.read_bytes())
         outputs = {}
         for label, (name, digest) in found.outputs.items():
             path = files.fetch(link, root, f"{process.OUT}/{name}", local / "outputs.npz", digest, patience)
@@ -84,7 +111,7 @@ def run(link: Link, folder: str, work: Work, scratch: Path) -> Done:
     return Done(found, outputs, sent_bytes, patience.total, _clean(link, root))
 
 
-def assemble(work: Work, local: Path) -> dict[str, Path]:
+def assemble(work: Work, wanted: Wanted, local: Path) -> dict[str, Path]:
     """The job's files, name there -> path here; job.json and feeds are written into `local`."""
     sent: dict[str, Path] = {}
     for source in sorted(Path(agent.__file__).parent.glob("*.py")):
@@ -103,6 +130,7 @@ def assemble(work: Work, local: Path) -> dict[str, Path]:
         if beside.is_file():
             sent[models[label] + ".data"] = beside
     said: dict[str, Any] = {"models": models, "latency": {}, "quality": {}}
+    models.update({label: path for label, (path, _) in work.there.items()})
     for kind, given in (("latency", work.latency), ("quality", work.quality)):
         for label in models:
             written = write_feeds(given[label], local / "feeds.npz")
@@ -110,7 +138,8 @@ def assemble(work: Work, local: Path) -> dict[str, Path]:
             sent[name] = written.replace(local / name)
             said[kind][label] = name
     said.update(threads=work.threads, repeats=work.repeats, warmup=work.warmup, options=dict(work.options))
-    said["files"] = {name: sha256_file(path) for name, path in sorted(sent.items())}
+    said.update(wanted=wanted, site=list(work.site))
+    said["files"] = {**{name: sha256_file(path) for name, path in sorted(sent.items())}, **dict(work.there.values())}
     (local / "job.json").write_text(json.dumps(said, indent=1, sort_keys=True), encoding="utf-8")
     sent["job.json"] = local / "job.json"
     return sent
@@ -139,19 +168,7 @@ def read_feeds(path: Path) -> list[Feed]:
     return [found[number] for number in sorted(found)]
 
 
-def _answer(link: Link, patience: files.Patience, root: str) -> dict[str, Any]:
-    while True:
-        try:
-            found = files.tell(link, "state", root)
-            patience.lost = 0
-            return found
-        except Dropped as problem:
-            if patience.total == 0 and "lost or not made" in str(problem):
-                raise EnvironmentProblem(f"{problem}; is the device on, and the address right?") from problem
-            patience.again(problem)
-
-
-def _command(link: Link, root: str, command: str, *more: str) -> dict[str, Any]:
+def _command(link: Channel, root: str, command: str, *more: str) -> dict[str, Any]:
     printed = link.run([link.python, "-B", "-c", process.BOOT, root, command, root, *more], patience_s=_WAIT_S + 60)
     try:
         return dict(json.loads(printed))
@@ -159,7 +176,7 @@ def _command(link: Link, root: str, command: str, *more: str) -> dict[str, Any]:
         raise EnvironmentProblem(f"{link.host}: the agent gave no answer but {printed[:80]!r}") from problem
 
 
-def _to_the_end(link: Link, root: str, patience: files.Patience) -> None:
+def _to_the_end(link: Channel, root: str, patience: files.Patience) -> None:
     rebooted = 0
     while True:
         try:
@@ -182,7 +199,7 @@ def _to_the_end(link: Link, root: str, patience: files.Patience) -> None:
             patience.again(problem)
 
 
-def _clean(link: Link, root: str) -> str | None:
+def _clean(link: Channel, root: str) -> str | None:
     """Stop what runs and take the job's folder away; why it is still there, until the same work comes again."""
     why = ""
     for _ in range(_CLEANINGS):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgeredux.errors import ArtifactError, EnvironmentProblem, StorageError, one_line
 
+T = TypeVar("T", bound=BaseModel)
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -66,12 +67,35 @@ class Together(_Said):
     python: str
 
 
-class Result(_Said):
+class Outputs(_Said):
     """Of a job that was done. `outputs`: file and SHA-256 by label."""
+
+    outputs: dict[str, tuple[str, str]]
+
+
+class Result(Outputs):
+    """Of a job that measured."""
 
     alone: dict[str, Alone]
     together: Together
-    outputs: dict[str, tuple[str, str]]
+
+
+class Answer(_Said):
+    """Who made one file's outputs."""
+
+    runtime: str
+    python: str
+    cpu_model: str
+
+
+class Answers(Outputs):
+    """Of a job whose outputs alone were wanted."""
+
+    answers: dict[str, Answer]
+
+
+class NoRuntime(EnvironmentProblem):
+    """The device has no runtime for the file."""
 
 
 def read(content: bytes, labels: Iterable[str], repeats: int, host: str) -> Result:
@@ -80,15 +104,7 @@ def read(content: bytes, labels: Iterable[str], repeats: int, host: str) -> Resu
     Raises what a job's error stands for (ArtifactError, StorageError, EnvironmentProblem), EnvironmentProblem on an
     answer that is none.
     """
-    try:
-        said = json.loads(content)
-        if isinstance(said, dict) and "error" in said:
-            raise _error(f"{host}: {one_line(said['error'])}", said.get("kind"))
-        result = Result.model_validate(said)
-    except (ValueError, RecursionError) as problem:
-        first = problem.errors()[0] if isinstance(problem, ValidationError) else None
-        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(problem)
-        raise EnvironmentProblem(one_line(f"{host}: the agent's result is none: {why}", 300)) from problem
+    result = _read(Result, content, host)
     shared = result.together
     for what, found in (
         ("memory", result.alone),
@@ -103,7 +119,27 @@ def read(content: bytes, labels: Iterable[str], repeats: int, host: str) -> Resu
     return result
 
 
+def read_answers(content: bytes, labels: Iterable[str], host: str) -> Answers:
+    """The same for a job whose outputs alone were wanted."""
+    result = _read(Answers, content, host)
+    if set(result.answers) != set(labels) or set(result.outputs) != set(labels):
+        raise EnvironmentProblem(f"{host}: the agent's result has answers of other files than were sent")
+    return result
+
+
+def _read(kind: type[T], content: bytes, host: str) -> T:
+    try:
+        said = json.loads(content)
+        if isinstance(said, dict) and "error" in said:
+            raise _error(f"{host}: {one_line(said['error'])}", said.get("kind"))
+        return kind.model_validate(said)
+    except (ValueError, RecursionError) as problem:
+        first = problem.errors()[0] if isinstance(problem, ValidationError) else None
+        why = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(problem)
+        raise EnvironmentProblem(one_line(f"{host}: the agent's result is none: {why}", 300)) from problem
+
+
 def _error(message: str, kind: Any) -> Exception:
     if kind == "runtime":
-        return EnvironmentProblem(message)
+        return NoRuntime(message)
     return StorageError(message) if kind == "no_space" else ArtifactError(message)

@@ -13,9 +13,10 @@ from edgeredux import measure
 from edgeredux.artifact import Format
 from edgeredux.errors import EnvironmentProblem
 from edgeredux.readings import AnyReading, Missing, Reading
-from edgeredux.remote import files, job
-from edgeredux.remote.link import HOST_VARIABLE, Dropped, Link
-from edgeredux.remote.result import NotTaken, Spent
+from edgeredux.remote import bring, files, job
+from edgeredux.remote.channel import Dropped, Place
+from edgeredux.remote.link import HOST_VARIABLE, Link
+from edgeredux.remote.result import NotTaken, Result, Spent
 from edgeredux.runners import inputs, options, together
 from edgeredux.runners.litert import Resolver
 from edgeredux.seams import DeviceProfile, ProfileJob
@@ -43,14 +44,18 @@ class Options:
     resolver: Resolver = "xnnpack"
 
 
-def link_of(given: Options) -> Link:
-    """How to reach the device, checked. Raises EnvironmentProblem when no host is named."""
+def link_of(given: Options, address: str = "") -> Link:
+    """How to reach the device, checked. `address`, [USER@]HOST[:PORT], goes before the option and the environment.
+
+    Raises EnvironmentProblem when no host is named.
+    """
     host, port, user = given.host, given.port, given.user
-    if not host:
-        named = os.environ.get(HOST_VARIABLE, "")
+    if address or not host:
+        named = address or os.environ.get(HOST_VARIABLE, "")
         if not named:
             raise EnvironmentProblem(
-                f"{WHERE}: no device is named; name it with the target's option host or {HOST_VARIABLE}=USER@HOST:PORT"
+                f"{WHERE}: no device is named; name it with --host USER@HOST:PORT, the target's option host or "
+                f"{HOST_VARIABLE}"
             )
         before, at, after = named.rpartition("@")
         user = before if at else user
@@ -91,10 +96,15 @@ class Ssh:
         link = link_of(options.read(Options, options_, WHERE))
         return f"{link.user}@{link.host}:{link.port or ''}"
 
+    def reach(self, options_: Mapping[str, Any], address: str) -> Place:
+        """The way to the device; relative paths begin at the home folder there."""
+        given = options.read(Options, options_, WHERE)
+        taken = {"optimization": given.optimization, "resolver": given.resolver}
+        return Place(link_of(given, address), given.folder, "", taken)
+
     def profile(self, job_: ProfileJob) -> dict[str, DeviceProfile]:
         """latency_ms, throughput_per_s and memory_mb measured there; energy_mj by the device's sensors, or Missing."""
-        given = options.read(Options, job_.options, WHERE)
-        link = link_of(given)
+        place = self.reach(job_.options, "")
         longest = max(inputs.distinct_shapes(job_.latency_feeds[label]) for label in job_.artifacts)
         work = job.Work(
             models=job_.artifacts,
@@ -103,13 +113,13 @@ class Ssh:
             threads=job_.threads,
             repeats=job_.repeats,
             warmup=max(job_.warmup, longest),
-            options={"optimization": given.optimization, "resolver": given.resolver},
+            options=place.options,
         )
-        done = job.run(link, given.folder, work, job_.scratch)
+        done = bring.with_runtime(job.run, place, work, job_.scratch)
         return {label: _profile(job_, label, work, done) for label in job_.artifacts}
 
 
-def _profile(job_: ProfileJob, label: str, work: job.Work, done: job.Done) -> DeviceProfile:
+def _profile(job_: ProfileJob, label: str, work: job.Work, done: job.Done[Result]) -> DeviceProfile:
     alone, shared = done.result.alone[label], done.result.together
     machine = {**shared.machine.facts(), "threads": job_.threads}
     timing = measure.Timing(shared.samples_ms, len(job_.latency_feeds[label]), job_.threads, work.warmup, machine)
