@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from edgeredux.meters.jetson import Jetson
 from edgeredux.meters.power_csv import VARIABLE, PowerCsv
 from edgeredux.meters.sensor import metered
 from edgeredux.meters.zeus_gpu import ZeusGpu
+from edgeredux.meters.zeus_rapl import ZeusCpu
 from edgeredux.power_log import PowerLog, Unusable
 from edgeredux.readings import Missing, Reading
 
@@ -254,3 +256,57 @@ def test_meters_that_are_not_there_say_why(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "adb").write_text('#!/bin/sh\necho "adb: no devices/emulators found" >&2\nexit 1\n')
     (tmp_path / "adb").chmod(0o755)
     assert reason(AndroidBattery()) == "adb: adb: no devices/emulators found"
+
+
+class Counter:
+    """A stand-in for what zeus gives of a counter in millijoules: idle at 1 W, at 4 W once the work has begun."""
+
+    def __init__(self) -> None:
+        self.watts, self.joules, self.at = 1.0, 0.0, time.monotonic()
+
+    def millijoules(self) -> float:
+        now = time.monotonic()
+        self.joules += self.watts * (now - self.at)
+        self.at = now
+        return self.joules * 1e3
+
+    def work(self) -> None:
+        self.watts = 4.0
+        time.sleep(0.01)
+
+
+def test_zeus_counters_are_metered(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = pytest.importorskip("zeus.device.cpu")
+    gpu = pytest.importorskip("zeus.device.gpu")
+    monkeypatch.setattr(energy, "_WINDOW_S", 0.2)
+    monkeypatch.setattr(energy, "_LONGEST_S", 0.5)
+    monkeypatch.setattr(ZeusCpu, "available", lambda self: None)
+    package, board = Counter(), Counter()
+
+    class Cpus:
+        def get_total_energy_consumption(self, index: int) -> Any:
+            return SimpleNamespace(cpu_mj=package.millijoules())
+
+    class Gpus:
+        def __len__(self) -> int:
+            return 1
+
+        def supports_get_total_energy_consumption(self, index: int) -> bool:
+            return index == 0
+
+        def get_name(self, index: int) -> str:
+            return "NVIDIA H200"
+
+        def get_total_energy_consumption(self, index: int) -> float:
+            return board.millijoules()
+
+    monkeypatch.setattr(cpu, "get_cpus", Cpus)
+    monkeypatch.setattr(cpu, "get_current_cpu_index", lambda: 0)
+    monkeypatch.setattr(gpu, "get_gpus", Gpus)
+    for meter, counter, words in ((ZeusCpu(), package, "RAPL"), (ZeusGpu(), board, "NVML energy counter of NVIDIA")):
+        found = meter.energy_mj(counter.work, 1)
+        assert isinstance(found, Reading), found
+        assert words in found.how
+        assert found.n >= 20
+        assert found.value == pytest.approx(3.0 * 10, rel=0.3)  # 3 W above idle for the 10 ms that a call sleeps
+    assert ZeusGpu(index=1).available() == "there are 1 NVIDIA GPUs, none of number 1"

@@ -238,3 +238,32 @@ def test_a_gpu_that_cannot_be_measured_says_why(smi: Smi, tmp_path: Path, monkey
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     cuda.Cuda().check({"device": "H100"})
     assert cuda.Cuda().device({}) == "NVIDIA H100 80GB HBM3, driver 570.86.15"
+
+
+def test_two_of_four_is_timed_layer_by_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels themselves need a GPU; here a copy stands in for the sparse module."""
+    from edgeredux.runners import two_four_kernels
+    from edgeredux.sparsity import semi_structured
+
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(64, 32)).astype(np.float32)
+    pruned = (weight.reshape(16, 4, 32) * np.array([1, 0, 0, 1])[:, None]).reshape(64, 32).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["p"], "one"), helper.make_node("MatMul", ["p", "v"], ["y"], "two")]
+    kinds = {"x": (TensorProto.FLOAT, ["n", 64])}, {"y": (TensorProto.FLOAT, ["n", 8])}
+    dense = random.normal(size=(32, 8)).astype(np.float32)
+    path = save(tmp_path / "g.onnx", nodes, *kinds, {"w": pruned, "v": dense})
+    found = {name: matrix.shape for name, matrix in two_four_kernels.matrices(path)}
+    assert found == {"one": (32, 64), "two": (8, 32)}
+    if semi_structured.unavailable() is not None:
+        assert two_four_kernels.table(path, 4) == Missing(str(semi_structured.unavailable()))
+    monkeypatch.setattr(semi_structured, "unavailable", lambda: None)
+
+    def copied_to(module: Any) -> Any:
+        why = semi_structured.misfit(module[0].weight)
+        return Missing(why) if why else semi_structured.SemiStructured(module, ("0",))
+
+    monkeypatch.setattr(semi_structured, "to_semi_structured", copied_to)
+    rows = two_four_kernels.table(path, 4)
+    assert isinstance(rows, list)
+    assert [(row["layer"], row["shape"], row["positions"]) for row in rows] == [("one", "64 to 32", 4)]
+    assert rows[0]["gain"] == pytest.approx(rows[0]["dense_us"] / rows[0]["sparse_us"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ from edgeredux.seams import DeviceProfile, ProfileJob
 
 WHERE = "runner cuda"
 INSTALL = "pip install onnxruntime-gpu (in place of onnxruntime)"
+_KERNELS = "edgeredux.runners.two_four_kernels"
 _NAMES = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
@@ -54,7 +57,8 @@ def ready(given: Options) -> gpu.Gpu | Missing:
 class Cuda:
     """Latency interleaved from NumPy arrays to NumPy arrays, copies to and from the GPU included.
 
-    Operators that ran on the CPU provider are listed as fallbacks; it is an error when the GPU took none.
+    Operators that ran on the CPU provider are listed as fallbacks; it is an error when the GPU took none. `layers`:
+    each 2:4 weight dense and by PyTorch's 2:4 kernels, which says whether the pattern pays for its shape.
     """
 
     formats: ClassVar[tuple[Format, ...]] = ("onnx",)
@@ -89,7 +93,16 @@ class Cuda:
         }
         ran = isolated.call(f"{__name__}:run_all", {"job": job}, log=job.log, what=f"ONNX Runtime on {names_}")
         driver = f"ONNX Runtime {onnxruntime.__version__} {_NAMES[given.provider]}, driver {found.driver}"
-        return {
+        kernels: dict[str, list[dict[str, Any]] | Missing] = {
+            label: isolated.call(
+                f"{_KERNELS}:table",
+                {"path": path, "positions": _positions(job, label)},
+                log=job.log,
+                what=f"PyTorch's 2:4 kernels on {path.name}",
+            )
+            for label, path in job.artifacts.items()
+        }
+        profiles = {
             label: together.device_profile(
                 job,
                 label,
@@ -98,10 +111,26 @@ class Cuda:
                 f"{driver} on {found.name}",
                 placement=placed[label]["placement"],
                 fallbacks=tuple(placed[label]["cpu"]),
-                facts={"runtime": driver, "driver": driver, "gpu": found.name},
+                facts={"runtime": driver, "driver": driver, "gpu": found.name, **_said(kernels[label])},
             )
             for label in job.artifacts
         }
+        return {
+            label: dataclasses.replace(profile, layers=() if isinstance(rows, Missing) else rows)
+            for (label, profile), rows in zip(profiles.items(), kernels.values(), strict=True)
+        }
+
+
+def _said(rows: list[dict[str, Any]] | Missing) -> dict[str, Any]:
+    return {"two_four_kernels": rows.reason if isinstance(rows, Missing) else f"{len(rows)} layers timed by PyTorch"}
+
+
+def _positions(job: ProfileJob, label: str) -> int:
+    """Rows that a layer's matrix is multiplied with in one run: all but the last axis of the largest input."""
+    feed = job.first_feed(label)
+    shape = max((array.shape for array in feed.values()), key=math.prod, default=(1,))
+    whole = shape if all(array.dtype.kind in "iu" for array in feed.values()) else shape[:-1]
+    return max(1, math.prod(whole))
 
 
 def _session(job: ProfileJob, label: str, profile_to: Path | None = None) -> Any:
