@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +15,7 @@ from edgeredux import android_battery, power_log
 from edgeredux.agent import energy
 from edgeredux.agent.energy import Sensor, Silent
 from edgeredux.measure import energy as measured_energy
+from edgeredux.meters import power_csv
 from edgeredux.meters.android_battery import AndroidBattery
 from edgeredux.meters.jetson import Jetson
 from edgeredux.meters.power_csv import VARIABLE, PowerCsv
@@ -110,95 +109,137 @@ def test_a_file_that_is_no_log(tmp_path: Path, text: str, words: str) -> None:
         power_log.read(tmp_path / "log.csv")
 
 
-@contextmanager
-def supply(path: Path, watts: list[float], period_s: float = 0.01, offset_s: float = 0.0) -> Iterator[None]:
-    """A bench supply that logs `watts[0]`, with some noise, until it is stopped."""
-    end = threading.Event()
-    path.write_text("time,power\n" + "".join(f"{time.time() - 1 + 0.01 * n:.6f},1\n" for n in range(3)))
+class World:
+    """Time that passes only when somebody sleeps, and a bench supply that logs meanwhile: 2 W, 5 W while work runs."""
 
-    def log() -> None:
-        number = 0
-        while not end.wait(period_s):
-            number += 1
-            with path.open("a") as file:
-                file.write(f"{time.time() + offset_s:.6f},{watts[0] + 0.001 * (number % 2):.4f}\n")
+    def __init__(self, path: Path, period_s: float = 0.01, offset_s: float = 0.0) -> None:
+        self.path, self.period_s, self.offset_s = path, period_s, offset_s
+        self.ticks, self.watts, self.jump, self.number = 0, 2.0, 0.0, 0  # ticks of a millisecond
+        path.write_text("time,power\n", encoding="utf-8")
+        self.sleep(0.2)
 
-    thread = threading.Thread(target=log)
-    thread.start()
-    time.sleep(0.1)
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join()
+    def time(self) -> float:
+        return T0 + self.monotonic() + self.jump
+
+    def monotonic(self) -> float:
+        return self.ticks / 1000
+
+    def sleep(self, seconds: float) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            for _ in range(round(1000 * seconds)):
+                self.ticks += 1
+                if self.ticks >= self.number * 1000 * self.period_s:
+                    self.number += 1
+                    noise = 0.001 * (self.number % 2)
+                    file.write(f"{T0 + self.monotonic() + self.offset_s:.6f},{self.watts + noise:.4f}\n")
+
+    def work(self) -> None:
+        self.watts = 5.0
+        self.sleep(0.02)
+        self.watts = 2.0
 
 
-def test_a_supply_s_log_while_the_model_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "supply.csv"
+Made = Callable[..., World]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    def make(**said: float) -> World:
+        made = World(tmp_path / "supply.csv", **said)
+        monkeypatch.setattr(power_csv, "time", made)
+        monkeypatch.setenv(VARIABLE, str(made.path))
+        return made
+
+    return make
+
+
+def test_a_supply_s_log_while_the_model_runs(world: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert VARIABLE in (PowerCsv().available() or "")
-    monkeypatch.setenv(VARIABLE, str(path))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "none.csv"))
     assert "cannot be read" in (PowerCsv().available() or "")
-    watts = [2.0]
-
-    def work() -> None:
-        watts[0] = 5.0
-        time.sleep(0.02)
-
-    with supply(path, watts):
-        found = PowerCsv(window_s=0.6, wait_s=2).energy_mj(work, 1)
+    here = world()
+    found = PowerCsv(window_s=2.0).energy_mj(here.work, 1)
     assert isinstance(found, Reading), found
-    assert found.n >= 20
-    runs = int(found.how.split(", ")[-1].split()[0])
-    # 3 W above idle for the whole window, shared by its runs; the supply shows a change one period late.
-    assert found.value == pytest.approx(3.0 * 0.6 / runs * 1e3, rel=0.15)
-    assert " W subtracted from " in found.how
-    watts[0] = 2.0
-    with supply(path, watts, period_s=0.1):
-        seldom = PowerCsv(window_s=0.3, longest_s=1, wait_s=0.1).energy_mj(work, 1)
-    assert isinstance(seldom, Missing)
-    with supply(path, watts, offset_s=-3600):
-        behind = PowerCsv(window_s=0.3, wait_s=0.1).energy_mj(work, 1)
-    assert isinstance(behind, Missing)  # a logger whose clock is an hour behind
+    # 3 W above idle for the 20 ms of a run: 60 mJ; the log knows power once in 10 ms.
+    assert found.value == pytest.approx(60, rel=0.02)
+    assert (found.n, found.source) == (201, "measured")
+    assert "idle 2 W subtracted from 5 W, 100 runs" in found.how
     said = measured_energy({"meter": ["csv"]}, None, 1, Missing("nothing counted"))
     assert said == Missing("csv: nothing runs on this machine that a meter could read")
 
 
-def test_a_clock_that_jumps_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "supply.csv"))
-    watts, real, shift = [2.0], time.time, [0.0]
-    with supply(tmp_path / "supply.csv", watts):
-        monkeypatch.setattr(time, "time", lambda: real() + shift[0])
-        found = PowerCsv(window_s=0.3, wait_s=0.1).energy_mj(lambda: shift.__setitem__(0, 2.0), 1)
+@pytest.mark.parametrize(
+    ("said", "options", "words"),
+    [
+        ({"period_s": 0.1}, {"longest_s": 1}, "its interval is too long for 20 samples in 1 s"),
+        ({"offset_s": -3600.0}, {}, "0 samples in 2.00 s"),  # a logger whose clock is an hour behind
+        ({"offset_s": -1.0}, {"wait_s": 0}, "does not cover the whole window"),
+    ],
+)
+def test_a_log_that_does_not_fit_the_run(
+    world: Made, said: dict[str, float], options: dict[str, float], words: str
+) -> None:
+    here = world(**said)
+    found = PowerCsv(**options).energy_mj(here.work, 1)
     assert isinstance(found, Missing)
-    assert "clock of this machine jumped by 2.0" in found.reason
+    assert words in found.reason
 
 
-def test_a_counter_that_stands_still_or_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy, "_WINDOW_S", 0.2)
-    monkeypatch.setattr(energy, "_LONGEST_S", 0.5)
-    begun = time.monotonic()
-    power = [1.0]
-    total = [0.0, begun]
-
-    def joules() -> float:
-        now = time.monotonic()
-        total[0] += power[0] * (now - total[1])
-        total[1] = now
-        return total[0]
+def test_a_clock_that_jumps_meanwhile(world: Made) -> None:
+    here = world()
 
     def work() -> None:
-        power[0] = 4.0
+        here.work()
+        here.jump = 2.0
+
+    found = PowerCsv().energy_mj(work, 1)
+    assert isinstance(found, Missing)
+    assert "clock of this machine jumped by 2.000 s" in found.reason
+
+
+class Counter:
+    """A counter of joules in real time: idle at 1 W, at 4 W once the work has begun."""
+
+    def __init__(self) -> None:
+        self.watts, self.total, self.at = 1.0, 0.0, time.monotonic()
+        self.calls, self.begun = 0, 0.0
+
+    def joules(self) -> float:
+        now = time.monotonic()
+        self.total += self.watts * (now - self.at)
+        self.at = now
+        return self.total
+
+    def work(self) -> None:
+        self.begun = self.begun or time.monotonic()
+        self.watts = 4.0
+        self.calls += 1
         time.sleep(0.01)
 
-    found = metered(Sensor("counter", joules, counts=True), work)
+    def expected_mj(self) -> float:
+        """3 W above idle for as long as a call took here; a busy machine sleeps longer than it is asked to."""
+        return 3.0 * (self.at - self.begun) / self.calls * 1e3
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "_WINDOW_S", 0.2)
+
+
+def test_a_counter_that_stands_still_or_wraps(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = Counter()
+    found = metered(Sensor("counter", counter.joules, counts=True), counter.work)
     assert isinstance(found, Reading), found
-    assert found.value == pytest.approx(3.0 * 10, rel=0.3)  # 3 W above idle for 10 ms and what sleeping takes longer
-    frozen = metered(Sensor("frozen", lambda: 1.0, counts=True), work)
-    assert frozen == Missing(frozen.reason)
+    assert found.value == pytest.approx(counter.expected_mj(), rel=0.25)
+    frozen = metered(Sensor("frozen", lambda: 1.0, counts=True), counter.work)
+    assert isinstance(frozen, Missing)
     assert "frozen stood still" in frozen.reason
-    back = metered(Sensor("back", lambda: -joules(), counts=True), work)
+    back = metered(Sensor("back", lambda: -counter.joules(), counts=True), counter.work)
+    assert isinstance(back, Missing)
     assert "jumped back and does not say where it wraps" in back.reason
-    slow = metered(Sensor("slow", lambda: float(int(20 * (time.monotonic() - begun))), counts=False), work)
+    monkeypatch.setattr(energy, "_LONGEST_S", 0.5)
+    slow = metered(Sensor("slow", lambda: float(int(20 * time.monotonic())), counts=False), counter.work)
+    assert isinstance(slow, Missing)
     assert "20 are needed" in slow.reason
 
 
@@ -258,34 +299,15 @@ def test_meters_that_are_not_there_say_why(tmp_path: Path, monkeypatch: pytest.M
     assert reason(AndroidBattery()) == "adb: adb: no devices/emulators found"
 
 
-class Counter:
-    """A stand-in for what zeus gives of a counter in millijoules: idle at 1 W, at 4 W once the work has begun."""
-
-    def __init__(self) -> None:
-        self.watts, self.joules, self.at = 1.0, 0.0, time.monotonic()
-
-    def millijoules(self) -> float:
-        now = time.monotonic()
-        self.joules += self.watts * (now - self.at)
-        self.at = now
-        return self.joules * 1e3
-
-    def work(self) -> None:
-        self.watts = 4.0
-        time.sleep(0.01)
-
-
-def test_zeus_counters_are_metered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zeus_counters_are_metered(short: None, monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = pytest.importorskip("zeus.device.cpu")
     gpu = pytest.importorskip("zeus.device.gpu")
-    monkeypatch.setattr(energy, "_WINDOW_S", 0.2)
-    monkeypatch.setattr(energy, "_LONGEST_S", 0.5)
     monkeypatch.setattr(ZeusCpu, "available", lambda self: None)
     package, board = Counter(), Counter()
 
     class Cpus:
         def get_total_energy_consumption(self, index: int) -> Any:
-            return SimpleNamespace(cpu_mj=package.millijoules())
+            return SimpleNamespace(cpu_mj=1e3 * package.joules())
 
     class Gpus:
         def __len__(self) -> int:
@@ -298,7 +320,7 @@ def test_zeus_counters_are_metered(monkeypatch: pytest.MonkeyPatch) -> None:
             return "NVIDIA H200"
 
         def get_total_energy_consumption(self, index: int) -> float:
-            return board.millijoules()
+            return 1e3 * board.joules()
 
     monkeypatch.setattr(cpu, "get_cpus", Cpus)
     monkeypatch.setattr(cpu, "get_current_cpu_index", lambda: 0)
@@ -308,5 +330,5 @@ def test_zeus_counters_are_metered(monkeypatch: pytest.MonkeyPatch) -> None:
         assert isinstance(found, Reading), found
         assert words in found.how
         assert found.n >= 20
-        assert found.value == pytest.approx(3.0 * 10, rel=0.3)  # 3 W above idle for the 10 ms that a call sleeps
+        assert found.value == pytest.approx(counter.expected_mj(), rel=0.25)
     assert ZeusGpu(index=1).available() == "there are 1 NVIDIA GPUs, none of number 1"
