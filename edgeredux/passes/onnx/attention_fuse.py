@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgeredux.passes.onnx import files
 from edgeredux.passes.onnx.attention_layer import AttentionLayer
 from edgeredux.passes.onnx.attention_mask import Window
 from edgeredux.passes.onnx.rotary import rotary_of
@@ -48,10 +49,9 @@ class AttentionFuser:
         )
         for made, stem in zip(fused.outputs, ("out", "key", "value"), strict=True):
             made.name = f"attention_{layer.index}_{stem}"
-        apart = self._reshape(fused.outputs[0], [0, 0, layer.heads, layer.size])
-        self.graph.insert_before(at, [fused, apart])
+        self.graph.insert_before(at, fused)
+        self._spread(layer, fused.outputs[0])
         replaced = (
-            (layer.out.outputs[0], apart.outputs[0]),
             (layer.present_key, fused.outputs[1]),
             (layer.present_value, fused.outputs[2]),
         )
@@ -60,6 +60,23 @@ class AttentionFuser:
             name = old.name
             ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
             old.name, new.name = f"{name}_before", name
+
+    def _spread(self, layer: AttentionLayer, made: ir.Value) -> None:
+        """Give `made` [batch, sequence, heads * size] to what reads the layer, most often as it is, else by heads."""
+        apart = layer.out.outputs[0]
+        assert apart.shape is not None
+        made.type, made.shape = apart.type, ir.Shape([*apart.shape[:2], layer.heads * layer.size])
+        for use in list(apart.uses()):
+            joined = use.node.outputs[0]
+            if use.node.op_type == "Reshape" and joined.shape == made.shape and not joined.is_graph_output():
+                ir.convenience.replace_all_uses_with(joined, made)
+                use.node.replace_input_with(0, None)
+        if list(apart.uses()) or apart.is_graph_output():
+            node = self._reshape(made, [0, 0, layer.heads, layer.size])
+            self.graph.insert_before(layer.out, node)
+            new = node.outputs[0]
+            new.type, new.shape = apart.type, apart.shape
+            ir.convenience.replace_all_uses_with(apart, new, replace_graph_outputs=True)
 
     def _flat(self, at: ir.Node, value: ir.Value, heads: int, size: int) -> ir.Value:
         """[batch, heads, sequence, size] as [batch, sequence, heads * size], its rotation one operator if known."""
@@ -86,6 +103,10 @@ class AttentionFuser:
             self.graph.insert_before(at, swap)
             rows = swap.outputs[0]
         assert rows is not None
+        joined = files.made_by(rows, "Reshape")
+        whole = None if joined is None else joined.inputs[0]
+        if whole is not None and rows.shape is not None and whole.shape == [*rows.shape[:2], heads * size]:
+            return whole  # the product itself, before it was told apart by heads
         flat = self._reshape(rows, [0, 0, heads * size])
         flat.outputs[0].name = f"{value.name}_flat"
         self.graph.insert_before(at, flat)
