@@ -26,6 +26,7 @@ class Watched:
     seconds: float = 0.0
     output: list[str] = field(default_factory=list)  # lines of stdout and stderr
     high_water: dict[int, int] = field(default_factory=dict)  # bytes by process, VmHWM as the kernel keeps it
+    at_once: int = 0  # bytes: the largest sum over all its processes at one moment that was looked at
     processor: dict[int, float] = field(default_factory=dict)  # seconds by process, user and system
 
     @property
@@ -79,8 +80,10 @@ def _look(pid: int, found: Watched) -> None:
         tree = [top, *top.children(recursive=True)]
     except psutil.NoSuchProcess:
         return
+    resident = 0
     for process in tree:
         try:
+            resident += process.memory_info().rss
             said = _HIGH_WATER.search(Path(f"/proc/{process.pid}/status").read_text(encoding="ascii"))
             times = process.cpu_times()
         except (FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
@@ -88,3 +91,4 @@ def _look(pid: int, found: Watched) -> None:
         if said is not None:  # a process that has ended holds nothing
             found.high_water[process.pid] = max(found.high_water.get(process.pid, 0), int(said[1]) * 1024)
             found.processor[process.pid] = times.user + times.system
+    found.at_once = max(found.at_once, resident)
