@@ -163,7 +163,7 @@ def test_a_supply_s_log_while_the_model_runs(world: Made, tmp_path: Path, monkey
     # 3 W above idle for the 20 ms of a run: 60 mJ; the log knows power once in 10 ms.
     assert found.value == pytest.approx(60, rel=0.02)
     assert (found.n, found.source) == (201, "measured")
-    assert "idle 2 W subtracted from 5 W, 100 runs" in found.how
+    assert "idle 2 W subtracted from 4.99 W, 100 runs" in found.how
     said = measured_energy({"meter": ["csv"]}, None, 1, Missing("nothing counted"))
     assert said == Missing("csv: nothing runs on this machine that a meter could read")
 
