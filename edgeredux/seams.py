@@ -185,7 +185,10 @@ class DeviceProfile:
 
 @runtime_checkable
 class Runner(Protocol):
-    """Executes or simulates artifacts on a target, of the formats that it takes."""
+    """Executes or simulates artifacts on a target, of the formats that it takes.
+
+    One that never takes a latency says so in a class attribute `untimed`; the target's next runtime is then asked, too.
+    """
 
     formats: ClassVar[tuple[Format, ...]]
 

@@ -62,20 +62,20 @@ def choose(
             uses += _as_said(recipe, target, said, steps, there)
         elif there is not None:
             uses += _of_what_is_there(recipe, target, steps, there)
-        elif like := _like(recipe, target):
+        elif like := _like(recipe, target, runs):
             _refuse(recipe, target, like, steps)
             uses += _as_said(recipe, target, like, steps, None)
         else:
             pick, runtimes = _pick(recipe, target, task())
             recipe, section = _with_artifacts(recipe, target, pick)
             _refuse(recipe, target, {runtimes[0].runner: section}, steps)
-            runtime, why = _usable(runtimes) if runs else (runtimes[0], None)
+            answering, why = _answering(runtimes) if runs else (runtimes[:1], None)
             if why is not None:
                 raise EnvironmentProblem(f"target {target.name}: {why}")
-            chosen = {runtime.runner: section}
+            chosen = {runtime.runner: section for runtime in answering}
             note = f"{pick.why} (what {target.name}'s file picks; the recipe names no artifacts for it)"
-            notes = (note, *_offered(target, runtime, pick, steps))
-            uses.append(_use(recipe, target, runtime, section, steps, notes))
+            notes = (note, *_offered(target, answering[0], pick, steps))
+            uses += [_use(recipe, target, runtime, section, steps, notes) for runtime in answering]
             recipe = recipe.model_copy(update={"targets": {**recipe.targets, target.name: chosen}})
     entries = [use.entry for use in uses]
     if not entries:
@@ -172,8 +172,9 @@ def _of_what_is_there(recipe: Recipe, target: Target, steps: paying.Steps, there
     formats = dict.fromkeys(runtime.format for runtime in target.runtimes)
     pairs = {form: pair for form in formats if (pair := _pair(recipe, target, form, there)) is not None}
     for form, section in pairs.items():
-        runtime, why = _usable([runtime for runtime in target.runtimes if runtime.format == form])
-        yield _use(recipe, target, runtime, section, steps, (), lenient=True, unavailable=why, whole_budget=True)
+        answering, why = _answering([runtime for runtime in target.runtimes if runtime.format == form])
+        for runtime in answering:
+            yield _use(recipe, target, runtime, section, steps, (), lenient=True, unavailable=why, whole_budget=True)
     if not pairs:
         have = ", ".join(sorted({recipe.artifacts[name].format for name in there["reduced"]}))
         why = f"it takes {' or '.join(formats)}, and the bundle holds {have}; first: edgeredux export DIR --target"
@@ -193,17 +194,24 @@ def _is_there(section: UseSection, there: There) -> bool:
     return section.dense in there["dense"] and section.reduced in there["reduced"]
 
 
-def _usable(runtimes: Sequence[RuntimeSection]) -> tuple[RuntimeSection, str | None]:
-    """The first runtime that can be used here and now, or the first of all with every reason."""
+def _answering(runtimes: Sequence[RuntimeSection]) -> tuple[list[RuntimeSection], str | None]:
+    """The first runtime that can be used here and now; where it takes no time, the next one that can, too.
+
+    With none, the first of all and every reason.
+    """
+    found: list[RuntimeSection] = []
     reasons = []
     for runtime in runtimes:
+        runner: Runner = registry.create("runner", runtime.runner, {}, "target")
         try:
-            registry.create("runner", runtime.runner, {}, "target").check(runtime.options)
+            runner.check(runtime.options)
         except EnvironmentProblem as problem:
             reasons.append(str(problem))
-        else:
-            return runtime, None
-    return runtimes[0], "; ".join(reasons)
+            continue
+        found.append(runtime)
+        if not getattr(runner, "untimed", False):
+            break
+    return (found, None) if found else ([runtimes[0]], "; ".join(reasons))
 
 
 def _pair(recipe: Recipe, target: Target, form: str, there: There) -> UseSection | None:
@@ -219,14 +227,19 @@ def _pair(recipe: Recipe, target: Target, form: str, there: There) -> UseSection
     return next((UseSection(dense=use.dense, reduced=use.reduced) for _, use in found), None)
 
 
-def _like(recipe: Recipe, target: Target) -> dict[str, UseSection]:
-    """The artifacts that a named target with the same runner compares."""
+def _like(recipe: Recipe, target: Target, runs: bool) -> dict[str, UseSection]:
+    """The artifacts that a named target with the same runner compares; also for what tells the time it does not."""
     found: dict[str, UseSection] = {}
     for runtime in target.runtimes:
         for uses in recipe.targets.values():
             if runtime.runner in uses and runtime.runner not in found:
                 model = uses[runtime.runner]
-                found[runtime.runner] = UseSection(dense=model.dense, reduced=model.reduced)
+                budget = dict(target.budget)
+                found[runtime.runner] = UseSection(dense=model.dense, reduced=model.reduced, budget=budget)
+                if runs:
+                    same = [other for other in target.runtimes if other.format == runtime.format]
+                    beside, why = _answering(same[same.index(runtime) :])
+                    found |= {other.runner: found[runtime.runner] for other in beside if why is None}
     return found
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import Cli
 
-from edgeredux import paying, recipe, registry, target, uses
+from edgeredux import paying, recipe, records, registry, target, uses
 from edgeredux.errors import EnvironmentProblem, RecipeError, TargetError
 from edgeredux.recipe import Recipe
 
@@ -66,6 +66,24 @@ def test_nvidia_is_offered_two_of_four() -> None:
     assert len(taken.notes) == 1
     with pytest.raises(EnvironmentProblem, match=r"target h200: .*no NVIDIA|target h200: .*GPU"):
         chosen(LLM, "h200", STRUCTURED, runs=True)
+
+
+def test_what_takes_no_time_is_not_asked_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qualcomm's simulator computes, and somebody else has to say how long it takes on the device."""
+
+    def asked(said: Recipe, there: uses.There | None) -> list[str]:
+        _, found = uses.choose(
+            said, ["galaxy-s24-npu"], steps=steps(STRUCTURED), task=lambda: "causal-lm", there=there, runs=True
+        )
+        return [use.runtime.runner for use in found]
+
+    quickstart = recipe.load("quickstart")  # which has artifacts for a Snapdragon
+    there = {role: ["onnx-qdq"] for role in ("dense", "reduced")}
+    monkeypatch.delenv(records.VARIABLE, raising=False)
+    assert asked(LLM, None) == asked(quickstart, None) == asked(quickstart, there) == ["qnn"]
+    (tmp_path / "r.json").write_text(records.text([]), encoding="utf-8")
+    monkeypatch.setenv(records.VARIABLE, str(tmp_path / "r.json"))
+    assert asked(LLM, None) == asked(quickstart, None) == asked(quickstart, there) == ["qnn", "replay"]
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ class Qnn:
     """
 
     formats: ClassVar[tuple[Format, ...]] = ("onnx",)
+    untimed: ClassVar[bool] = True
 
     def check(self, options_: Mapping[str, Any]) -> None:
         """Raise TargetError on unknown options, EnvironmentProblem without onnxruntime-qnn."""
