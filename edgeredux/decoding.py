@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeredux.caching import Cache, CacheLayer, axes, of_onnx, past_shapes, present_names
-from edgeredux.errors import ModelError
+from edgeredux.decoder_check import CACHED_LAYERS, check_cached_layers
+from edgeredux.errors import ModelError, one_line
 from edgeredux.feeds import Feeder
 from edgeredux.model import Interface, Model
 
@@ -20,6 +21,7 @@ def with_cache(model: Model) -> Model:
     """The same decoder taking and giving its cache by Optimum's names. Raises ModelError when it has none."""
     if model.task != "causal-lm" or not model.is_transformers:
         raise ModelError(f"model {model.name}: a key-value cache is for causal-lm models of transformers")
+    check_cached_layers(model.module.config, model.name)
     cache = cache_of(model)
     module = _module(model.module, cache)
     return replace(model, module=module, is_transformers=False, **_interface(model, cache))
@@ -52,9 +54,13 @@ def cache_of(model: Model) -> Cache:
     module: Any = model.module
     with torch.inference_mode():
         ids = torch.zeros(1, 2, dtype=torch.int64, device=module.device)
-        made = module(input_ids=ids, use_cache=True, past_key_values=_fresh()).past_key_values
+        try:
+            out = module(input_ids=ids, use_cache=True, past_key_values=_fresh())
+        except Exception as problem:  # whatever the model's own code stumbles over
+            said = f"model {model.name}: it cannot run with a key-value cache: {problem}"
+            raise ModelError(one_line(said, 300)) from problem
     layers = []
-    for index, layer in enumerate(getattr(made, "layers", ())):
+    for index, layer in enumerate(getattr(getattr(out, "past_key_values", None), "layers", ())):
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if keys is None or values is None or keys.dim() != 4 or keys.shape[2] != 2:
             kind = type(layer).__name__
@@ -63,7 +69,10 @@ def cache_of(model: Model) -> Cache:
             )
         layers.append(CacheLayer(keys.shape[1], keys.shape[3], values.shape[3]))
     if not layers:
-        raise ModelError(f"model {model.name}: it keeps no key-value cache, so it cannot generate token by token")
+        raise ModelError(
+            f"model {model.name}: layers of {type(module).__name__} keep no keys and values, so it cannot be exported "
+            f"with a cache; supported: {', '.join(CACHED_LAYERS)}"
+        )
     return tuple(layers)
 
 

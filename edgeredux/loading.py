@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeredux import shapes
+from edgeredux import decoder_check, shapes
 from edgeredux.errors import ModelError, one_line
 from edgeredux.model import TASKS, Model
 from edgeredux.shapes import SHAPES_FILE
@@ -121,6 +121,9 @@ def _from_folder(
         raise ModelError(
             one_line(f"model {source.text}: config.json cannot be used{hint}: {problem}", 400)
         ) from problem
+    decoder_check.check_heads(config, source.text)
+    tokenizer = _tokenizer(folder, source, remote_code)
+    decoder_check.check_tokens(config, tokenizer, source.text)
     chosen = _task(config, folder) if task == "auto" else task
     auto = {
         "embedding": transformers.AutoModel,
@@ -131,7 +134,6 @@ def _from_folder(
     module = (make or _module)(auto, config, source, folder, remote_code)
     limit = getattr(config, "max_position_embeddings", None)
     length = min(max_length, limit) if isinstance(limit, int) and limit > 0 else max_length
-    tokenizer = _tokenizer(folder, source, remote_code)
     inputs = ["input_ids", "attention_mask"]
     if getattr(config, "type_vocab_size", 0) and "token_type_ids" in _forward_names(module):
         inputs.append("token_type_ids")

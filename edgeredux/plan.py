@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeredux import __version__, bundle, graph_source, loading, registry, sources, uses
+from edgeredux.decoding import with_cache
 from edgeredux.errors import DataError, EnvironmentProblem, RecipeError, StorageError, TargetError
 from edgeredux.feeds import Feeder, make_feeder
 from edgeredux.model import Interface, Model
@@ -133,6 +134,7 @@ def make(
         interface = loading.load(
             source, task=recipe.task, max_length=recipe.max_length, remote_code=recipe.trust_remote_code
         )
+        _check_context(recipe, interface)
         for _, _, step in steps:
             step.check(interface)
         for name in sorted(needed):
@@ -165,6 +167,18 @@ def _check_cache(recipe: Recipe, name: str, interface: Interface) -> None:
         raise RecipeError(f"{where} is for format onnx without fixed shapes")
     if interface.task != "causal-lm" or not getattr(interface, "is_transformers", False):
         raise RecipeError(f"{where} is for causal-lm models of transformers; {interface.name} is {interface.task}")
+    assert isinstance(interface, Model)
+    with_cache(interface)
+
+
+def _check_context(recipe: Recipe, interface: Interface) -> None:
+    """Refuse texts longer than a decoder's context where the recipe asks for them; encoders cut theirs, as ever."""
+    asked = "max_length" in recipe.model_fields_set and recipe.max_length > interface.max_length
+    if asked and interface.task == "causal-lm":
+        raise RecipeError(
+            f"recipe {recipe.name}: max_length {recipe.max_length}: model {interface.name} sees at most "
+            f"{interface.max_length} tokens (max_position_embeddings)"
+        )
 
 
 def _checked(use: Use) -> Use:

@@ -1,4 +1,4 @@
-"""Decoders exported with their key-value cache: greedy tokens as transformers', also where layers differ in heads."""
+"""A decoder's key-value cache as inputs and outputs of its file; test_greedy_parity.py holds what it generates."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import transformers
 from tiny_models import tiny_bert, tiny_llama
 
 from edgeredux import caching
-from edgeredux.caching import CacheLayer
 from edgeredux.decoding import with_cache
 from edgeredux.errors import ArtifactError, ModelError
-from edgeredux.execute import execute
 from edgeredux.export.to_onnx import TorchOnnx
 from edgeredux.model import Model
 from edgeredux.seams import ExportJob, Feed
@@ -76,51 +74,6 @@ def export(model: Model, tmp_path: Path) -> tuple[Path, Model]:
     change = TorchOnnx().export(ExportJob(model=cached, samples=samples, out=out, shapes={}, log=tmp_path / "log.txt"))
     assert change.details["parity"]["passed"]
     return out, cached
-
-
-def greedy(path: Path, cache: caching.Cache, prompt: list[int], count: int, log: Path) -> list[int]:
-    """Token by token, each call with the past that the last one gave."""
-    past, tokens, found, seen = caching.empty(cache, 1), prompt, [], 0
-    for _ in range(count):
-        seen += len(tokens)
-        mask = np.ones((1, seen), np.int64)
-        given = {"input_ids": np.array([tokens]), "attention_mask": mask}
-        given["position_ids"] = caching.positions(mask, len(tokens))
-        out = execute(path, [{**given, **past}], log=log)[0]
-        past = {name: out[name.replace("past_key_values.", "present.")] for name in past}
-        tokens = [int(out["logits"][0, -1].argmax())]
-        found += tokens
-    return found
-
-
-@pytest.mark.parametrize("family", ["llama", pytest.param("gemma3", marks=pytest.mark.slow), "gpt2"])
-def test_greedy_tokens_are_those_of_transformers(family: str, tmp_path: Path) -> None:
-    model = decoder(family)
-    out, cached = export(model, tmp_path)
-    assert caching.of_onnx(out) == cached.cache
-    prompt = [5, 9, 33, 71]
-    wanted = model.module.generate(  # type: ignore[operator]
-        torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
-    assert greedy(out, cached.cache, prompt, 24, tmp_path / "log.txt") == wanted[0, len(prompt) :].tolist()
-
-
-def test_each_layer_keeps_its_own_heads(tmp_path: Path) -> None:
-    from edgeredux.pruning.groups import find, remove
-
-    model = decoder("qwen3")
-    group = next(group for group in find(model.module) if group.kind == "heads")
-    remove(model.module, group, torch.tensor([1]))
-    out, cached = export(model, tmp_path)
-    assert cached.cache == (CacheLayer(1, 8, 8), CacheLayer(2, 8, 8)) == caching.of_onnx(out)
-    prompt = [7, 8, 9]
-    wanted, ids = [], torch.tensor([prompt])
-    with torch.inference_mode():
-        for _ in range(12):  # the whole text anew for each token, without any cache
-            token = int(model.module(input_ids=ids, use_cache=False).logits[0, -1].argmax())
-            wanted.append(token)
-            ids = torch.cat([ids, torch.tensor([[token]])], 1)
-    assert greedy(out, cached.cache, prompt, 12, tmp_path / "log.txt") == wanted
 
 
 def test_positions_skip_padding_as_transformers_does() -> None:
