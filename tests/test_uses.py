@@ -80,7 +80,8 @@ def test_what_takes_no_time_is_not_asked_alone(tmp_path: Path, monkeypatch: pyte
     quickstart = recipe.load("quickstart")  # which has artifacts for a Snapdragon
     there = {role: ["onnx-qdq"] for role in ("dense", "reduced")}
     monkeypatch.delenv(records.VARIABLE, raising=False)
-    assert asked(LLM, None) == asked(quickstart, None) == asked(quickstart, there) == ["qnn"]
+    estimated = [r.runner for r in target.load("galaxy-s24-npu").runtimes if r.runner == "estimate"]
+    assert asked(LLM, None) == asked(quickstart, None) == asked(quickstart, there) == ["qnn", *estimated]
     (tmp_path / "r.json").write_text(records.text([]), encoding="utf-8")
     monkeypatch.setenv(records.VARIABLE, str(tmp_path / "r.json"))
     assert asked(LLM, None) == asked(quickstart, None) == asked(quickstart, there) == ["qnn", "replay"]
