@@ -14,6 +14,7 @@ from edgeredux.seams import Runner
 from edgeredux.target import PickSection, RuntimeSection, Target
 
 There: TypeAlias = Mapping[str, Sequence[str]]  # role -> names of the artifacts that a bundle holds
+_TIMED = ("latency", "throughput", "energy", "time_to_first", "prefill", "decode")  # metrics that need a clock
 ALL = "all"  # every shipped target, for artifacts that are there
 
 
@@ -72,10 +73,10 @@ def choose(
             answering, why = _answering(runtimes) if runs else (runtimes[:1], None)
             if why is not None:
                 raise EnvironmentProblem(f"target {target.name}: {why}")
-            chosen = {runtime.runner: section for runtime in answering}
+            chosen = {runtime.runner: _with_budget(section, target, runtime) for runtime in answering}
             note = f"{pick.why} (what {target.name}'s file picks; the recipe names no artifacts for it)"
             notes = (note, *_offered(target, answering[0], pick, steps))
-            uses += [_use(recipe, target, runtime, section, steps, notes) for runtime in answering]
+            uses += [_use(recipe, target, r, chosen[r.runner], steps, notes) for r in answering]
             recipe = recipe.model_copy(update={"targets": {**recipe.targets, target.name: chosen}})
     entries = [use.entry for use in uses]
     if not entries:
@@ -128,7 +129,7 @@ def _use(
     unavailable: str | None = None,
     whole_budget: bool = False,
 ) -> Use:
-    own = target.budget if whole_budget or runtime == target.runtimes[0] else {}
+    own = _asked_of(target, runtime) if whole_budget or runtime == target.runtimes[0] else {}
     unsold = [f"not sold: {line}" for line in _unpaid(recipe, target, runtime.runner, section, steps)]
     return Use(
         target,
@@ -142,6 +143,18 @@ def _use(
         unavailable,
         notes=(*notes, *unsold),
     )
+
+
+def _asked_of(target: Target, runtime: RuntimeSection) -> Budget:
+    """The target's default budget; a runner that takes no time is not asked for any."""
+    if not getattr(_runner(target, runtime), "untimed", False):
+        return dict(target.budget)
+    return {name: limit for name, limit in target.budget.items() if not name.startswith(_TIMED)}
+
+
+def _with_budget(section: UseSection, target: Target, runtime: RuntimeSection) -> UseSection:
+    """A pair of artifacts with the target's default budget, for the recipe in the bundle."""
+    return section.model_copy(update={"budget": _asked_of(target, runtime)})
 
 
 def _runner(target: Target, runtime: RuntimeSection) -> Runner:
@@ -234,12 +247,13 @@ def _like(recipe: Recipe, target: Target, runs: bool) -> dict[str, UseSection]:
         for uses in recipe.targets.values():
             if runtime.runner in uses and runtime.runner not in found:
                 model = uses[runtime.runner]
-                budget = dict(target.budget)
-                found[runtime.runner] = UseSection(dense=model.dense, reduced=model.reduced, budget=budget)
+                pair = UseSection(dense=model.dense, reduced=model.reduced)
+                beside = [runtime]
                 if runs:
                     same = [other for other in target.runtimes if other.format == runtime.format]
-                    beside, why = _answering(same[same.index(runtime) :])
-                    found |= {other.runner: found[runtime.runner] for other in beside if why is None}
+                    usable, why = _answering(same[same.index(runtime) :])
+                    beside += [other for other in usable if why is None and other != runtime]
+                found |= {other.runner: _with_budget(pair, target, other) for other in beside}
     return found
 
 
@@ -278,7 +292,7 @@ def _with_artifacts(recipe: Recipe, target: Target, pick: PickSection) -> tuple[
         name = next((name for name, made in artifacts.items() if made == section), fresh)
         artifacts[name] = section
         names[side] = name
-    return recipe.model_copy(update={"artifacts": artifacts}), UseSection(**names, budget=dict(target.budget))
+    return recipe.model_copy(update={"artifacts": artifacts}), UseSection(**names)
 
 
 def _offered(target: Target, runtime: RuntimeSection, pick: PickSection, steps: paying.Steps) -> list[str]:

@@ -75,6 +75,8 @@ def test_what_takes_no_time_is_not_asked_alone(tmp_path: Path, monkeypatch: pyte
         _, found = uses.choose(
             said, ["galaxy-s24-npu"], steps=steps(STRUCTURED), task=lambda: "causal-lm", there=there, runs=True
         )
+        assert found[0].budget == {"size_ratio": 1.0}
+        assert all(use.budget == {"latency_ratio": 1.0, "size_ratio": 1.0} for use in found[1:])
         return [use.runtime.runner for use in found]
 
     quickstart = recipe.load("quickstart")  # which has artifacts for a Snapdragon
