@@ -89,11 +89,17 @@ def job_for(
         scratch=scratch,
         log=log,
         energy=use.target.energy.model_dump(mode="json"),
+        latency_model=_model(use),
         samples_per_run=shapes.get("batch", measure.batch),
         target=use.target.name,
         conditions=conditions,
     )
     return job, limit
+
+
+def _model(use: Use) -> dict[str, Any] | None:
+    section = use.target.latency_model
+    return None if section is None else section.model_dump(mode="json")
 
 
 def _conditions(plan: Plan, use: Use, shapes: Mapping[str, int]) -> dict[str, int]:

@@ -150,6 +150,7 @@ class ProfileJob:
     scratch: Path  # files the runner wants kept are left here and named in DeviceProfile.files
     log: Path
     energy: Mapping[str, Any] = field(default_factory=dict)  # the target's energy section
+    latency_model: Mapping[str, Any] | None = None  # the target's, fitted by tools/calibrate
     samples_per_run: int = 1  # model inputs (sentences, images) in one latency feed: throughput counts these
     target: str = ""  # the target's name
     conditions: Mapping[str, int] = field(default_factory=dict)  # threads, batch, sequence that latency is taken with

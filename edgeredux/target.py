@@ -90,20 +90,23 @@ class EnergySection(_Section):
 class FitSection(_Section):
     """What one quantity's estimate is made of on this device for one numeric format under one runtime.
 
-    `errors` are the signed relative errors estimate/measured - 1 of models left out of the fit, at the quantiles
-    5, 10, 25, 50, 75, 90 and 95 %; `macs` the smallest and the largest calibration model.
+    `coefficients` are milliseconds (millijoules) by the terms of `style`, see edgeredux/prediction/features.py.
+    `errors` are those of models left out of the fit, estimate/measured - 1, at the quantiles 5, 10, 25, 50, 75, 90
+    and 95 %; `macs` the multiply-accumulates of the smallest and the largest model.
     """
 
     quantity: Literal["latency", "energy"] = "latency"
-    dtype: str  # float, w8a8, w8a16, int8
+    style: Literal["npu", "cpu", "mcu", "host"]
+    dtype: Literal["float", "w8a8", "w8a16", "int8"]
     runtime: str = "any"  # qnn_dlc, onnx, tflite, ncnn
-    coefficients: dict[str, float]
+    threads: Annotated[int, Field(ge=1)] = 1
     models: Annotated[int, Field(ge=1)]
     median_error: Annotated[float, Field(ge=0)]
     p90_error: Annotated[float, Field(ge=0)]
     rank_correlation: Annotated[float, Field(ge=-1, le=1)] | None = None
-    errors: list[float] = []
-    macs: tuple[float, float] | None = None
+    errors: Annotated[list[float], Field(min_length=7, max_length=7)]
+    macs: tuple[float, float]
+    coefficients: dict[str, Annotated[float, Field(ge=0)]]
 
 
 class LatencyModelSection(_Section):

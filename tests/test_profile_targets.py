@@ -269,32 +269,3 @@ def test_two_of_four_is_timed_layer_by_layer(tmp_path: Path, monkeypatch: pytest
     assert isinstance(rows, list)
     assert [(row["layer"], row["shape"], row["positions"]) for row in rows] == [("one", "64 to 32", 4)]
     assert rows[0]["gain"] == pytest.approx(rows[0]["dense_us"] / rows[0]["sparse_us"])
-
-
-@pytest.mark.filterwarnings("ignore:.*experimental_preserve_all_tensors.*:UserWarning")
-def test_every_ethos_u_target_compiles(tmp_path: Path) -> None:
-    """Accelerator, system configuration and memory mode fit one another, and the NPU takes an int8 network."""
-    pytest.importorskip("ethosu", reason="Vela is not installed")
-    import test_runners as small
-
-    from edgeredux.passes.tflite.quantize import TfliteInt8Static
-    from edgeredux.runners.vela import Vela
-
-    source, path = small.build(tmp_path / "a.tflite"), tmp_path / "int8.tflite"
-    assert TfliteInt8Static().run(source, path, small.context(tmp_path, small.feeds())).changed
-    found = {}
-    for name in target.shipped():
-        section = target.load(name).runtimes[0]
-        if section.runner == "vela":
-            (tmp_path / name).mkdir()
-            job = small.job(tmp_path / name, {"dense": path}, small.feeds(), options=section.options)
-            found[name] = Vela().profile(job)["dense"]
-    assert set(found) == {"ethos-u55-128", "ethos-u65-512", "ethos-u85-512", "ethos-u85-2048"}
-    for name, profile in found.items():
-        assert isinstance(profile.readings["latency_ms"], Reading), name
-        assert profile.placement["NPU"] >= 1
-    hardware = {name: target.load(name).hardware for name in found}
-    for name, profile in found.items():
-        clock = hardware[name].clock
-        assert clock is not None
-        assert profile.facts["clock_mhz"] == clock.value

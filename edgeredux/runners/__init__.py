@@ -7,5 +7,6 @@ TABLE = {
     "qnn": "edgeredux.runners.qnn:Qnn",
     "cuda": "edgeredux.runners.cuda:Cuda",
     "replay": "edgeredux.runners.replay:Replay",
+    "estimate": "edgeredux.runners.estimate:Estimate",
     "ssh": "edgeredux.runners.ssh:Ssh",
 }
