@@ -13,7 +13,9 @@ from edgeredux.recipe import ArtifactSection, Budget, Recipe, UseSection
 from edgeredux.seams import Runner
 from edgeredux.target import PickSection, RuntimeSection, Target
 
+Targets: TypeAlias = Mapping[str, Mapping[str, UseSection]]  # as in a recipe
 There: TypeAlias = Mapping[str, Sequence[str]]  # role -> names of the artifacts that a bundle holds
+_ANY_DEVICE = ("replay", "estimate")  # runners that say nothing of what a device takes
 _TIMED = ("latency", "throughput", "energy", "time_to_first", "prefill", "decode")  # metrics that need a clock
 ALL = "all"  # every shipped target, for artifacts that are there
 
@@ -56,14 +58,15 @@ def choose(
     Raises RecipeError or TargetError; EnvironmentProblem where nothing can run an artifact that is yet to be made.
     """
     uses: list[Use] = []
+    written = recipe.targets  # what was chosen for one target is no model for the next
     for name in _named(recipe, only, there is not None):
         target = targets.load(name)
-        said = recipe.targets.get(target.name) or recipe.targets.get(name)
+        said = written.get(target.name) or written.get(name)
         if said is not None:
             uses += _as_said(recipe, target, said, steps, there)
         elif there is not None:
             uses += _of_what_is_there(recipe, target, steps, there)
-        elif like := _like(recipe, target, runs):
+        elif like := _like(written, target, runs):
             _refuse(recipe, target, like, steps)
             uses += _as_said(recipe, target, like, steps, None)
         else:
@@ -229,7 +232,7 @@ def _answering(runtimes: Sequence[RuntimeSection]) -> tuple[list[RuntimeSection]
 
 def _pair(recipe: Recipe, target: Target, form: str, there: There) -> UseSection | None:
     """Two artifacts of this format that a recipe's target compares: under one of these runners, else under any."""
-    runners = [runtime.runner for runtime in target.runtimes if runtime.format == form]
+    runners = [r.runner for r in target.runtimes if r.format == form and r.runner not in _ANY_DEVICE]
     found = [
         (runner, use)
         for uses in recipe.targets.values()
@@ -240,12 +243,12 @@ def _pair(recipe: Recipe, target: Target, form: str, there: There) -> UseSection
     return next((UseSection(dense=use.dense, reduced=use.reduced) for _, use in found), None)
 
 
-def _like(recipe: Recipe, target: Target, runs: bool) -> dict[str, UseSection]:
+def _like(written: Targets, target: Target, runs: bool) -> dict[str, UseSection]:
     """The artifacts that a named target with the same runner compares; also for what tells the time it does not."""
     found: dict[str, UseSection] = {}
     for runtime in target.runtimes:
-        for uses in recipe.targets.values():
-            if runtime.runner in uses and runtime.runner not in found:
+        for uses in written.values():
+            if runtime.runner in uses and runtime.runner not in (*found, *_ANY_DEVICE):
                 model = uses[runtime.runner]
                 pair = UseSection(dense=model.dense, reduced=model.reduced)
                 beside = [runtime]

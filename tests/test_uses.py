@@ -13,6 +13,7 @@ from conftest import Cli
 from edgeredux import paying, recipe, records, registry, target, uses
 from edgeredux.errors import EnvironmentProblem, RecipeError, TargetError
 from edgeredux.recipe import Recipe
+from edgeredux.remote.link import HOST_VARIABLE
 
 
 def steps(*given: tuple[str, dict[str, Any]]) -> paying.Steps:
@@ -56,6 +57,27 @@ def test_a_snapdragon_gets_static_qdq_16_8() -> None:
     assert (qdq.activation, made.artifacts[use.reduced].cache) == ("uint16", False)
     assert made.artifacts[use.reduced].shapes == {"batch": 1, "sequence": 128}  # the recipe's texts have 128 tokens
     assert "16-bit activations and 8-bit weights" in use.notes[0]
+
+
+def test_each_target_s_pick_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(HOST_VARIABLE, raising=False)
+    made, found = uses.choose(
+        LLM,
+        ["raspberry-pi-5", "snapdragon-8-gen-3", "host-cpu"],
+        steps=steps(STRUCTURED),
+        task=lambda: "causal-lm",
+        there=None,
+        runs=True,
+    )
+    last = {use.target.name: passes(made, use.reduced)[-1] for use in found}
+    assert last == {"raspberry-pi-5": "int4_weights", "snapdragon-8-gen-3": "qdq_static", "host-cpu": "int8_dynamic"}
+    # An estimate takes any file: that a bundle has one for a Raspberry Pi says nothing of what a Snapdragon takes.
+    quickstart = recipe.load("quickstart")
+    targets = {"raspberry-pi-5": made.targets["raspberry-pi-5"], **quickstart.targets}
+    both = quickstart.model_copy(update={"targets": targets, "artifacts": {**quickstart.artifacts, **made.artifacts}})
+    there = {role: list(both.artifacts) for role in ("dense", "reduced")}
+    _, found = uses.choose(both, ["galaxy-s24-npu"], steps=(), task=lambda: "causal-lm", there=there, runs=True)
+    assert passes(both, found[0].reduced)[-1] == "qdq_static"
 
 
 def test_nvidia_is_offered_two_of_four() -> None:
