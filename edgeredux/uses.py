@@ -79,7 +79,9 @@ def choose(
             chosen = {runtime.runner: _with_budget(section, target, runtime) for runtime in answering}
             note = f"{pick.why} (what {target.name}'s file picks; the recipe names no artifacts for it)"
             notes = (note, *_offered(target, answering[0], pick, steps))
-            uses += [_use(recipe, target, r, chosen[r.runner], steps, notes) for r in answering]
+            for index, runtime in enumerate(answering):
+                said_once = notes if index == 0 else ()
+                uses.append(_use(recipe, target, runtime, chosen[runtime.runner], steps, said_once))
             recipe = recipe.model_copy(update={"targets": {**recipe.targets, target.name: chosen}})
     entries = [use.entry for use in uses]
     if not entries:
