@@ -16,6 +16,7 @@ from edgeredux.target import PickSection, RuntimeSection, Target
 Targets: TypeAlias = Mapping[str, Mapping[str, UseSection]]  # as in a recipe
 There: TypeAlias = Mapping[str, Sequence[str]]  # role -> names of the artifacts that a bundle holds
 _ANY_DEVICE = ("replay", "estimate")  # runners that say nothing of what a device takes
+_ATTACHED = ("ssh", "adb")  # runners whose device the target's file may leave unnamed
 _TIMED = ("latency", "throughput", "energy", "time_to_first", "prefill", "decode")  # metrics that need a clock
 ALL = "all"  # every shipped target, for artifacts that are there
 
@@ -65,7 +66,7 @@ def choose(
         if said is not None:
             uses += _as_said(recipe, target, said, steps, there)
         elif there is not None:
-            uses += _of_what_is_there(recipe, target, steps, there)
+            uses += _of_what_is_there(recipe, target, steps, there, alone=ALL not in (only or ()))
         elif like := _like(written, target, runs):
             _refuse(recipe, target, like, steps)
             uses += _as_said(recipe, target, like, steps, None)
@@ -185,12 +186,22 @@ def _refuse(recipe: Recipe, target: Target, chosen: dict[str, UseSection], steps
             )
 
 
-def _of_what_is_there(recipe: Recipe, target: Target, steps: paying.Steps, there: There) -> Iterator[Use]:
-    """For each format that the target takes and the bundle has: the first runtime that can be used now."""
+def _of_what_is_there(recipe: Recipe, target: Target, steps: paying.Steps, there: There, alone: bool) -> Iterator[Use]:
+    """For each format that the target takes and the bundle has: the first runtime that can be used now.
+
+    Unless it was named `alone`: which of many targets the attached device is, nobody has said.
+    """
     formats = dict.fromkeys(runtime.format for runtime in target.runtimes)
     pairs = {form: pair for form in formats if (pair := _pair(recipe, target, form, there)) is not None}
     for form, section in pairs.items():
-        answering, why = _answering([runtime for runtime in target.runtimes if runtime.format == form])
+        runtimes = [runtime for runtime in target.runtimes if runtime.format == form]
+        vague = (
+            [] if alone else [r for r in runtimes if r.runner in _ATTACHED and not set(r.options) & {"host", "serial"}]
+        )
+        answering, why = _answering([runtime for runtime in runtimes if runtime not in vague])
+        if vague and (why is not None or not answering):
+            said = f"runner {vague[0].runner}: not asked for all targets at once; name the one that the device is"
+            answering, why = vague[:1], "; ".join(filter(None, (said, why)))
         for runtime in answering:
             yield _use(recipe, target, runtime, section, steps, (), lenient=True, unavailable=why, whole_budget=True)
     if not pairs:
@@ -215,7 +226,7 @@ def _is_there(section: UseSection, there: There) -> bool:
 def _answering(runtimes: Sequence[RuntimeSection]) -> tuple[list[RuntimeSection], str | None]:
     """The first runtime that can be used here and now; where it takes no time, the next one that can, too.
 
-    With none, the first of all and every reason.
+    With none, the first of all (where there is one) and every reason.
     """
     found: list[RuntimeSection] = []
     reasons = []
@@ -229,7 +240,7 @@ def _answering(runtimes: Sequence[RuntimeSection]) -> tuple[list[RuntimeSection]
         found.append(runtime)
         if not getattr(runner, "untimed", False):
             break
-    return (found, None) if found else ([runtimes[0]], "; ".join(reasons))
+    return (found, None) if found else (list(runtimes[:1]), "; ".join(reasons))
 
 
 def _pair(recipe: Recipe, target: Target, form: str, there: There) -> UseSection | None:

@@ -81,11 +81,14 @@ def test_every_shipped_target_answers_in_one_table(cli: Cli, tmp_path: Path, bun
             assert reading.get("missing", "").strip() or reading["source"] in SOURCES, item["name"]
         assert item["target"] == "host-cpu" or readings["latency_ms"].get("source") != "measured"
     assert said["host-cpu"]["reduced"]["latency_ms"]["source"] == "measured"
-    assert "EDGEREDUX_SSH_HOST" in said["laptop-x86"]["reduced"]["latency_ms"]["missing"]
+    assert "name the one that the device is" in said["laptop-x86"]["reduced"]["latency_ms"]["missing"]
     assert "the bundle holds onnx" in said["ethos-u85-512"]["error"]
     assert said["ethos-u85-512"]["checks"] == []
     assert said["ethos-u85-512"]["passed"] is False
     assert "no NVIDIA driver" in said["h200"]["reduced"]["latency_ms"]["missing"]
+    named = cli("profile", place, "--target", "laptop-x86", "--json")
+    assert named.returncode == 1
+    assert "EDGEREDUX_SSH_HOST" in json.loads(named.stdout)["targets"][0]["reduced"]["latency_ms"]["missing"]
     alone = cli("profile", place, "--target", "host-cpu")
     assert alone.returncode == 0, alone.stderr
     assert cli("profile", place, "--target", "raspberry-pi-6").returncode == 2

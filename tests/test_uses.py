@@ -59,6 +59,17 @@ def test_a_snapdragon_gets_static_qdq_16_8() -> None:
     assert "16-bit activations and 8-bit weights" in use.notes[0]
 
 
+def test_one_device_is_not_taken_for_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(HOST_VARIABLE, "nobody@192.0.2.1")  # an address for documentation: asking it would hang
+    monkeypatch.delenv(records.VARIABLE, raising=False)
+    there = {role: ["onnx-float", "onnx-int8"] for role in ("dense", "reduced")}
+    _, found = uses.choose(LLM, ["all"], steps=(), task=lambda: "causal-lm", there=there, runs=True)
+    said = {use.target.name: use for use in found}
+    assert set(said) == set(target.shipped())
+    assert "name the one that the device is" in (said["laptop-x86"].unavailable or "")
+    assert not any(use.runtime.runner == "ssh" and use.unavailable is None for use in found)
+
+
 def test_each_target_s_pick_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(HOST_VARIABLE, raising=False)
     made, found = uses.choose(
