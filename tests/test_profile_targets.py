@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,7 @@ def test_recorded_here_and_replayed_as_another_target_says(cli: Cli, tmp_path: P
     assert "hold no outputs" in item["reduced"]["quality"]["missing"]
 
 
+@pytest.mark.skipif(find_spec("onnxruntime_qnn") is None, reason="Qualcomm's library is not installed")
 def test_the_reason_for_a_picked_artifact_is_in_the_report(tmp_path: Path) -> None:
     import edgeredux
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def test_one_device_is_not_taken_for_all_of_them(monkeypatch: pytest.MonkeyPatch
     assert not any(use.runtime.runner == "ssh" and use.unavailable is None for use in found)
 
 
+@pytest.mark.skipif(find_spec("onnxruntime_qnn") is None, reason="Qualcomm's library is not installed")
 def test_each_target_s_pick_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(HOST_VARIABLE, raising=False)
     made, found = uses.choose(
@@ -101,6 +103,7 @@ def test_nvidia_is_offered_two_of_four() -> None:
         chosen(LLM, "h200", STRUCTURED, runs=True)
 
 
+@pytest.mark.skipif(find_spec("onnxruntime_qnn") is None, reason="Qualcomm's library is not installed")
 def test_what_takes_no_time_is_not_asked_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Qualcomm's simulator computes, and somebody else has to say how long it takes on the device."""
 
