@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -166,11 +167,19 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "targets").glob("*.yaml"))}
 
 
+def own() -> Path:
+    """The folder of the user's own targets, in the configuration folder (XDG): found by name after the shipped ones."""
+    said = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    return (said if said.is_absolute() else Path.home() / ".config") / "edgeredux" / "targets"
+
+
 def load(target: str) -> Target:
-    """The target by shipped name or by file. Raises TargetError in one line with what is allowed."""
+    """The target by shipped name, by name among the user's own, or by file. Raises TargetError, one line."""
     path = Path(target).expanduser()
     if target in shipped():
         path = shipped()[target]
+    elif re.fullmatch(r"[A-Za-z0-9._-]+", target) and (own() / f"{target}.yaml").is_file():
+        path = own() / f"{target}.yaml"
     elif not path.is_file():
         if path.suffix in (".yaml", ".yml") or "/" in target:
             raise TargetError(f"target {target}: no such file")

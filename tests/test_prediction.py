@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeredux import registry, target
+from edgeredux import host_calibration, host_nets, registry, target
 from edgeredux.errors import ArtifactError
 from edgeredux.prediction import estimating, fitting, onnx_graph, roofline
 from edgeredux.prediction.features import STYLES, Style, features
@@ -248,3 +249,29 @@ def test_written_blocks_replace_and_stay(tmp_path: Path) -> None:
     assert writing.write(path, "latency_model:\n  device: b\n")
     assert not writing.write(path, "latency_model:\n  device: b\n")
     assert path.read_text(encoding="utf-8") == "name: t\nsources: []\nlatency_model:\n  device: b\n"
+
+
+def test_the_host_is_calibrated_and_asked(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty generated networks left out one by one, then a convolution that is none of them, in time of the thread."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    done = cli("targets", "calibrate", "host", "--networks", "40", "--json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)[0]
+    assert row["networks"] == 40
+    assert row["median_error"] < 0.4  # other people load the machine, 40 networks are few; 120 gave 0.07
+    found = target.load("host")
+    assert found.latency_model is not None
+    runner = registry.create("runner", "estimate", {}, "test")
+    latency = runner.profile(job(small(tmp_path / "s.onnx"), found.latency_model.model_dump(), tmp_path))["dense"].readings["latency_ms"]  # fmt: skip
+    assert isinstance(latency, Reading)
+    feed = {"x": np.zeros((1, 3, 64, 64), dtype=np.float32)}
+    measured = host_calibration.measure({tmp_path / "s.onnx": feed}, rounds=3)[tmp_path / "s.onnx"]
+    assert 0.3 < latency.value / measured < 3
+    assert cli("targets", "calibrate", "raspberry-pi-5").returncode == 2
+
+
+def test_generated_networks_are_the_same_each_time(tmp_path: Path) -> None:
+    files = [host_nets.make(tmp_path / str(i), 8, seed=3) for i in (1, 2) if not (tmp_path / str(i)).mkdir()]
+    first, second = ([path.read_bytes() for path in found] for found in files)
+    assert first == second
+    assert len({len(content) for content in first}) > 4

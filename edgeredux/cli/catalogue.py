@@ -79,6 +79,36 @@ def targets_check(
     raise typer.Exit(1 if found else 0)
 
 
+@targets_app.command("calibrate")
+def targets_calibrate(
+    name: Annotated[str, typer.Argument(metavar="host", help="the only machine that can be calibrated from here")],
+    networks: Annotated[int, typer.Option(min=40, max=1000, help="generated networks to time")] = 120,
+    as_json: JsonOption = False,
+) -> None:
+    """Time generated networks on this machine, fit its cost model, keep it as target `host` in the user's folder."""
+    import datetime
+
+    import numpy as np
+
+    from edgeredux import host_calibration, target
+    from edgeredux.errors import TargetError
+
+    if name != "host":
+        raise TargetError(f"targets calibrate: {name!r} is not here to be timed. Allowed: host")
+    found = host_calibration.calibrate(networks)
+    place = target.own() / "host.yaml"
+    host_calibration.save(found, place, datetime.date.today().isoformat())
+    error = np.abs(found.errors)
+    row = {
+        "target": "host",
+        "networks": len(error),
+        "median_error": round(float(np.median(error)), 4),
+        "p90_error": round(float(np.quantile(error, 0.9)), 4),
+        "file": str(place),
+    }
+    table([row], as_json)
+
+
 @targets_app.command("schema")
 def targets_schema() -> None:
     """The JSON Schema of target files; editors complete by it (# yaml-language-server: $schema=FILE)."""

@@ -28,8 +28,15 @@ class Estimated:
     layers: Sequence[Mapping[str, Any]] = ()
 
 
-def read(path: Path, shapes: Mapping[str, Sequence[int]]) -> list[Operator]:
-    """The operators of an ONNX or TFLite file."""
+def read(path: Path, shapes: Mapping[str, Sequence[int]], *, host: bool = False) -> list[Operator]:
+    """The operators of an ONNX or TFLite file; for the host those that ONNX Runtime leaves of them."""
+    if host and path.suffix == ".onnx":
+        import tempfile
+
+        from edgeredux import host_calibration
+
+        with tempfile.TemporaryDirectory(prefix="edgeredux-host-") as folder:
+            return host_calibration.optimised(path, Path(folder), shapes)
     return tflite_graph.operators(path) if path.suffix == ".tflite" else onnx_graph.operators(path, shapes)
 
 
@@ -46,7 +53,7 @@ def estimate(
         reason = Missing("no published measurements of this device were read, so there is no model of it")
         return Estimated(reason, reason)
     try:
-        operators = read(path, shapes)
+        operators = read(path, shapes, host=any(fit["style"] == "host" for fit in model["fits"]))
     except ArtifactError as problem:  # another runtime of the target may still take the file
         return Estimated(Missing(str(problem)), Missing(str(problem)))
     macs, format_ = total_macs(operators), numeric_format(operators)
@@ -88,7 +95,8 @@ def choose(
     own = [fit for fit in fits if fit["quantity"] == quantity]
     if not own:
         return Missing(f"no published {quantity} of this device was read")
-    right = [fit for fit in own if fit["dtype"] in names]
+    # The host's fit has terms for integers of their own.
+    right = [fit for fit in own if fit["dtype"] in names or fit.get("style") == "host"]
     if not right:
         there = ", ".join(sorted({fit["dtype"] for fit in own}))
         return Missing(f"the device's model has no {format_} fit. There are: {there}")

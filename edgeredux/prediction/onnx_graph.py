@@ -146,7 +146,7 @@ def operators(path: Path, shapes: Mapping[str, Sequence[int]]) -> list[Operator]
 
 
 def _inferred(model: Any, path: Path) -> Any:
-    """The model with shapes: ONNX's inference, and ONNX Runtime's where operators of its own stand in the way."""
+    """The model with shapes: ONNX's inference, or, with ONNX Runtime's own operators in it, those of a run."""
     import onnx
 
     for node in model.graph.node:
@@ -157,12 +157,41 @@ def _inferred(model: Any, path: Path) -> Any:
         said = {item.name for item in (*known.graph.value_info, *known.graph.output)}
         foreign = any(node.domain == "com.microsoft" and set(node.output) - said - {""} for node in known.graph.node)
         if foreign:
-            from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
-
-            known = SymbolicShapeInference.infer_shapes(known, auto_merge=True)
-    except Exception as problem:  # of the C++ checker, of sympy, or a plain Exception of ONNX Runtime's script
+            return _executed(known, path)
+    except Exception as problem:  # the C++ checker and ONNX Runtime raise kinds of their own
         raise ArtifactError(one_line(f"{path.name}: shapes cannot be inferred: {problem}")) from problem
     return known
+
+
+def _executed(model: Any, path: Path) -> Any:
+    """The model with the shapes that its tensors have when it runs once on ones."""
+    import numpy as np
+    import onnx
+    import onnxruntime as ort
+
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    onnx.load_external_data_for_model(whole, str(path.parent))
+    said = {item.name for item in model.graph.output}
+    names = [name for node in model.graph.node for name in node.output if name and name not in said]
+    whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    wanted = ort.SessionOptions()
+    wanted.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    wanted.log_severity_level = 4
+    session = ort.InferenceSession(whole.SerializeToString(), wanted, providers=["CPUExecutionProvider"])
+    feed = {}
+    for given in model.graph.input:
+        kind = given.type.tensor_type
+        shape = [dim.dim_value for dim in kind.shape.dim]
+        feed[given.name] = np.ones(shape, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    outputs = [item.name for item in session.get_outputs()]
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    del found.graph.value_info[:]
+    for name, value in zip(outputs, session.run(outputs, feed), strict=True):
+        if name not in said:
+            found.graph.value_info.append(onnx.helper.make_tensor_value_info(name, 1, list(value.shape)))
+    return found
 
 
 class _Graph:

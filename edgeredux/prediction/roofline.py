@@ -8,7 +8,7 @@ Waterman & Patterson 2009, "Roofline", where p is infinite. Coefficients are pos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 STREAM = "weights"
 
 
-def matrix(rows: list[Mapping[str, float]], style: Style) -> Array:
+def matrix(rows: Sequence[Mapping[str, float]], style: Style) -> Array:
     """Amounts as [models, terms], in the order of the style's terms."""
     return np.array([[row[term] for term in style.terms] for row in rows], dtype=float).reshape(len(rows), -1)
 
