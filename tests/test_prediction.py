@@ -275,3 +275,33 @@ def test_generated_networks_are_the_same_each_time(tmp_path: Path) -> None:
     first, second = ([path.read_bytes() for path in found] for found in files)
     assert first == second
     assert len({len(content) for content in first}) > 4
+
+
+def test_an_npu_is_not_promised_what_it_does_not_run(tmp_path: Path) -> None:
+    model = target.load("galaxy-s24-npu").latency_model
+    assert model is not None
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("MatMulInteger", ["q", "w", "z"], ["p"]),
+        helper.make_node("Cast", ["p"], ["y"], to=1),
+    ]
+    path = graph(tmp_path / "d.onnx", nodes, {"x": ["n", 64]}, [weight("w", 64, 64, dtype=np.int8)], "y")
+    found = estimating.estimate(path, {"x": (8, 64)}, model.model_dump())
+    assert isinstance(found.latency, Missing)
+    assert "static QDQ" in found.latency.reason
+
+
+def test_shapes_that_only_a_run_tells(tmp_path: Path) -> None:
+    """A reshape to a shape computed from the input's size, which ONNX's inference may not follow."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("NonZero", ["s"], ["places"]),
+        helper.make_node("Gather", ["s", "places"], ["found"]),
+        helper.make_node("Reshape", ["found", "flat"], ["shape"]),
+        helper.make_node("Reshape", ["x", "shape"], ["r"]),
+        helper.make_node("MatMul", ["r", "w"], ["m"]),
+        helper.make_node("Relu", ["m"], ["y"]),
+    ]
+    flat = numpy_helper.from_array(np.array([-1], dtype=np.int64), "flat")
+    path = graph(tmp_path / "r.onnx", nodes, {"x": ["n", "s", 16]}, [weight("w", 16, 4), flat], "y")
+    assert total_macs(onnx_graph.operators(path, {"x": (1, 8, 16)})) == 8 * 16 * 4

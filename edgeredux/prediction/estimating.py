@@ -15,6 +15,7 @@ from edgeredux.prediction.operators import Operator, total_macs
 from edgeredux.readings import AnyReading, Missing, Reading
 
 _QUANTILE_10, _QUANTILE_90 = 1, 5  # places in a fit's `errors`: 5, 10, 25, 50, 75, 90, 95 %
+_DYNAMIC = ("MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 _UNITS = {"latency": "ms", "energy": "mJ"}
 
 
@@ -116,6 +117,8 @@ def _reading(
     fit = choose(model["fits"], quantity, format_, runtime, threads)
     if isinstance(fit, Missing):
         return fit
+    if fit["style"] == "npu" and any(operator.name in _DYNAMIC for operator in operators):
+        return Missing("the file quantises activations as it runs, which this NPU does not; it takes static QDQ")
     style = STYLES[fit["style"]]
     value = roofline.predict(features(operators, style, fit["dtype"]), fit["coefficients"], style)
     low, high = fit["errors"][_QUANTILE_10], fit["errors"][_QUANTILE_90]

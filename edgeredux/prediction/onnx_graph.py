@@ -146,7 +146,7 @@ def operators(path: Path, shapes: Mapping[str, Sequence[int]]) -> list[Operator]
 
 
 def _inferred(model: Any, path: Path) -> Any:
-    """The model with shapes: ONNX's inference, or, with ONNX Runtime's own operators in it, those of a run."""
+    """The model with shapes: those of ONNX's inference or, where that stops short of a product, those of a run."""
     import onnx
 
     for node in model.graph.node:
@@ -154,13 +154,28 @@ def _inferred(model: Any, path: Path) -> Any:
             node.domain = ""  # the same operators, from before the standard had 16 bits
     try:
         known = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        said = {item.name for item in (*known.graph.value_info, *known.graph.output)}
-        foreign = any(node.domain == "com.microsoft" and set(node.output) - said - {""} for node in known.graph.node)
-        if foreign:
+        if _unknown(known) and all(_fixed(given) for given in known.graph.input):
             return _executed(known, path)
     except Exception as problem:  # the C++ checker and ONNX Runtime raise kinds of their own
         raise ArtifactError(one_line(f"{path.name}: shapes cannot be inferred: {problem}")) from problem
     return known
+
+
+def _fixed(value: Any) -> bool:
+    kind = value.type.tensor_type
+    return kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim)
+
+
+def _unknown(model: Any) -> bool:
+    """Whether a product or an operator of ONNX Runtime's own has an output whose shape was not inferred."""
+    told = {item.name for item in (*model.graph.value_info, *model.graph.output) if _fixed(item)}
+    costly = _PRODUCTS | _CONVOLUTIONS | _ATTENTION
+    return any(
+        name and name not in told
+        for node in model.graph.node
+        if node.op_type in costly or node.domain == "com.microsoft"
+        for name in node.output[:1]
+    )
 
 
 def _executed(model: Any, path: Path) -> Any:
@@ -219,7 +234,7 @@ class _Graph:
         self.shapes: dict[str, Shape] = dict(self.constants)
         for item in (*known.graph.value_info, *known.graph.input, *known.graph.output):
             dims = item.type.tensor_type.shape.dim
-            if item.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+            if _fixed(item):
                 self.shapes[item.name] = tuple(dim.dim_value for dim in dims)
         self.types = {item.name: item.data_type for item in model.graph.initializer}
         self.producers = {name: node for node in self.nodes for name in node.output}
@@ -378,6 +393,7 @@ class _Graph:
             writes=writes,
             stored=stored,
             bits=bits,
+            name=node.op_type,
         )
 
     def _attention(self, node: Any, made: Shape) -> list[Operator]:
