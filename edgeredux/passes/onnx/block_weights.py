@@ -13,7 +13,7 @@ import onnx_ir as ir
 from edgeredux.passes.onnx import files
 from edgeredux.passes.onnx.block_layers import Linear, as_linear, is_output_layer, is_same
 from edgeredux.passes.onnx.block_rounding import rtn
-from edgeredux.passes.onnx.blocks import Array, Bits, Blocks
+from edgeredux.passes.onnx.blocks import Array, Bits, Blocks, vanishing
 from edgeredux.passes.onnx.weights import initializer
 
 DOMAIN = "com.microsoft"
@@ -67,6 +67,8 @@ class BlockGraph:
                 self._floats.append(found)
             elif not np.isfinite(found.weight).all():
                 self.left[name] = "its weight is not finite"
+            elif vanishing(found.weight, self.block):
+                self.left[name] = "the values of a block are too small for a scale"
             else:
                 yield found
 
@@ -110,7 +112,7 @@ class BlockGraph:
             readers = self._row_readers(value)
             if table is None or not readers or table.dtype != np.float32 or table.ndim != 2 or table.size < self.least:
                 continue
-            if value.is_graph_output() or not np.isfinite(table).all():
+            if value.is_graph_output() or not np.isfinite(table).all() or vanishing(table, self.block):
                 continue
             if any(str(node.name) in self.exclude for node in readers):
                 self.left[str(value.name)] = "excluded"

@@ -10,6 +10,8 @@ import numpy as np
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 Bits: TypeAlias = Literal[4, 8]
 
+_LEAST = 256 * float(np.finfo(np.float32).tiny)  # 2^8 steps of the least normal number
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -55,3 +57,13 @@ def unpack(packed: Array, bits: Bits, inputs: int) -> Array:
     """Unsigned codes [outputs, inputs] of `packed` [outputs, blocks, block * bits / 8]."""
     flat = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1)
     return flat.reshape(len(packed), -1)[:, :inputs]
+
+
+def vanishing(weight: Array, block: int) -> bool:
+    """Whether a block's largest magnitude is so small, and not zero, that its scale is no normal float32 number.
+
+    The reciprocal of such a scale is infinite, and zero times that is no number.
+    """
+    starts = np.arange(0, weight.shape[1], block)
+    largest = np.maximum.reduceat(np.abs(weight), starts, axis=1)
+    return bool(((largest > 0) & (largest < _LEAST)).any())

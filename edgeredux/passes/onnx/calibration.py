@@ -69,6 +69,8 @@ def fitting(model: ir.Model, calibration: Sequence[Feed], what: str) -> list[Fee
         row: dict[str, np.ndarray[Any, Any]] = {}
         for value in model.graph.inputs:
             name = str(value.name)
+            if value.is_initializer() and name not in feed:
+                continue  # it has a value
             if name not in feed:
                 raise DataError(f"pass {what}: the calibration feeds have no input {name!r}: {sorted(feed)}")
             array = feed[name]

@@ -51,14 +51,20 @@ def write(model: ir.Model, out: Path) -> None:
     """Write the model: one file, or `out` and `out`.data where the weights exceed what one file can hold.
 
     Weights come tensor by tensor from where they lie; a large model whose weights came beside it keeps them so.
+    Raises ArtifactError for a model that protobuf cannot hold.
     """
     size = weight_bytes(model)
-    if size > SINGLE_FILE_BYTES or (size > APART_BYTES and model.meta.get(_CAME_APART)):
-        ir.save(model, out, external_data=out.name + ".data")
+    apart = size > SINGLE_FILE_BYTES or (size > APART_BYTES and bool(model.meta.get(_CAME_APART)))
+    if not apart:
+        ir.external_data.load_to_model(model)  # what still lies in another file would be looked for beside `out`
+    try:
+        ir.save(model, out, external_data=out.name + ".data" if apart else None)
+    except ir.serde.SerdeError as problem:
+        # A name that is no text, say: it was read as bytes that protobuf does not write.
+        cause = problem.__cause__ or problem
+        raise ArtifactError(one_line(f"{out.name}: the model cannot be written: {cause}", 300)) from problem
+    if apart:
         release(model)
-        return
-    ir.external_data.load_to_model(model)  # a tensor that still lies in another file would be looked for beside `out`
-    ir.save(model, out)
 
 
 def weight_bytes(model: ir.Model) -> int:

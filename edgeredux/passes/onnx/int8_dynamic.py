@@ -68,6 +68,7 @@ class Int8Dynamic:
         with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
             with refusing("ONNX Runtime cannot quantise it"):
                 quantised = portions.in_portions(model, Path(folder), self._quantise, portions.PORTION_BYTES)
+            common.TopologicalSortPass()(quantised)  # the quantiser does not see what a branch reads
             matmuls = sum(node.op_type == "MatMulInteger" for node in quantised.graph.all_nodes())
             kept = zeros.check(before, quantised, "int8_dynamic")
             sharing = ShareQuantisation()

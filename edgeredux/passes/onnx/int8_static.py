@@ -111,6 +111,7 @@ class Int8Static:
             ]
             restore(made, judge.floats, chosen, self.restore)
             kept = zeros.check(before, made, "int8_static")
+            common.TopologicalSortPass()(made)  # the quantiser does not see what a branch reads
             common.ClearMetadataAndDocStringPass()(made)
             files.write(made, out)
         details = {

@@ -28,7 +28,7 @@ def largest(model: ir.Model, feeds: Sequence[Feed], scratch: Path) -> dict[str, 
 
     observe(model, values, feeds, scratch, see)
     for value in model.graph.inputs:
-        if value.dtype == ir.DataType.FLOAT:
+        if value.dtype == ir.DataType.FLOAT and not value.is_initializer():  # those have a value that nobody feeds
             for feed in feeds:
                 see(str(value.name), feed[str(value.name)])
     return found

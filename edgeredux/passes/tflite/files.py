@@ -41,6 +41,7 @@ class Contents:
     def _check_buffers(self, size: int) -> None:
         for graph in self._model.subgraphs:
             for tensor in graph.tensors:
+                (tensor.name or b"").decode()  # a name that is no text shows here, not in the middle of a pass
                 if not 0 <= tensor.buffer < len(self._model.buffers):
                     raise ArtifactError(
                         f"{self.name}: no readable TFLite file: tensor {_text(tensor.name)} has no buffer"
