@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edgeredux.arm64 import root
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -33,6 +35,7 @@ _PACKAGES: tuple[tuple[str, str, Literal["runtime", "exporter", "compiler", "sim
     ("Snapdragon HTP", "onnxruntime-qnn", "simulator", "pip install 'edgeredux[snapdragon]'"),
     ("zeus", "zeus", "meter", "pip install 'edgeredux[energy]'"),
 )
+INSTALLS = {"arm64-sim": "edgeredux.arm64.root:install"}  # what --install can build, and the function that does
 _TOOLS: tuple[tuple[str, str, str], ...] = (
     ("adb", "adb", "apt-get install adb"),
     ("ssh (devices over the network)", "ssh", "apt-get install openssh-client"),
@@ -46,6 +49,7 @@ def examine() -> list[Finding]:
     """Everything looked for, in a fixed order. Reads metadata and device files only; starts nothing."""
     found = [_package(*row) for row in _PACKAGES]
     found += [_rapl(), _battery(), _nvidia()]
+    found.append(_arm64())
     for name, command, install in _TOOLS:
         place = shutil.which(command) or shutil.which(command, path="/usr/sbin:/sbin")  # not on every user's PATH
         if place is None:
@@ -62,6 +66,13 @@ def _package(
         return Finding(name, kind, "present", importlib.metadata.version(package))
     except importlib.metadata.PackageNotFoundError:
         return Finding(name, kind, "missing", "not installed in this environment", install)
+
+
+def _arm64() -> Finding:
+    place = root.place()
+    if place.is_dir():
+        return Finding("ARM64 without a board", "simulator", "present", place.name.replace("_", ", "))
+    return Finding("ARM64 without a board", "simulator", "missing", "its root was not built", root.INSTALL)
 
 
 def _rapl() -> Finding:

@@ -72,7 +72,7 @@ def job_for(
 ) -> tuple[ProfileJob, int | None]:
     """The job for a use's runner, and how many held-out samples its quality is taken on (None: all)."""
     recipe = plan.recipe
-    limit = _SIMULATED_SAMPLES if use.runtime.runner in ("qnn", "vela") else None
+    limit = _SIMULATED_SAMPLES if use.runtime.runner in ("qnn", "vela", "qemu_arm64") else None
     measure = recipe.measure
     conditions = _conditions(plan, use, shapes)
     job = ProfileJob(

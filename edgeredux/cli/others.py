@@ -12,6 +12,7 @@ import typer
 from edgeredux.cli import child
 from edgeredux.cli.options import BundleArgument, DataOption, JsonOption, ModelOption, TrustOption, VerboseOption
 from edgeredux.cli.output import new_file, say, table
+from edgeredux.errors import EnvironmentProblem, unknown
 
 app = typer.Typer()
 
@@ -184,10 +185,20 @@ def init(
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(
+    install: Annotated[
+        str | None, typer.Option("--install", metavar="S", help="Build a simulator first: arm64-sim.")
+    ] = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
     """Which runtimes, simulators, compilers, meters and devices are here, and how to install what is missing."""
-    from edgeredux.doctor import examine
+    from edgeredux.doctor import INSTALLS, examine
 
+    if install is not None:
+        if install not in INSTALLS:
+            raise EnvironmentProblem(unknown("simulator", install, INSTALLS, "doctor --install"))
+        child.run(INSTALLS[install], {}, as_json, verbose)
     found = examine()
     rows = [
         {"name": f.name, "kind": f.kind, "status": f.status, "detail": f.detail, "install": f.install or ""}

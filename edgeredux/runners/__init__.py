@@ -8,5 +8,6 @@ TABLE = {
     "cuda": "edgeredux.runners.cuda:Cuda",
     "replay": "edgeredux.runners.replay:Replay",
     "estimate": "edgeredux.runners.estimate:Estimate",
+    "qemu_arm64": "edgeredux.runners.qemu_arm64:QemuArm64",
     "ssh": "edgeredux.runners.ssh:Ssh",
 }
