@@ -1,1 +1,1 @@
-"""What tools/bench_graphs measures: passes on files larger than one protobuf can hold, and on graphs of others."""
+"""What tools/bench_graphs and tests measure: passes on files larger than one protobuf can hold."""
