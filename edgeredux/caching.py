@@ -50,6 +50,15 @@ def past_shapes(cache: Cache) -> dict[str, tuple[int, int]]:
     }
 
 
+def static_shapes(cache: Cache, length: int) -> dict[str, tuple[int, int, int, int]]:
+    """Name of each tensor of a past of `length` tokens -> its shape, by the names of LiteRT's own language models."""
+    return {
+        f"kv_cache_{kind}_{index}": (1, layer.heads, length, size)
+        for index, layer in enumerate(cache)
+        for kind, size in (("k", layer.key_size), ("v", layer.value_size))
+    }
+
+
 def present_names(cache: Cache) -> tuple[str, ...]:
     """The outputs that are the next call's past, in the order of `past_shapes`."""
     return tuple(name.replace("past_key_values.", "present.") for name in past_shapes(cache))

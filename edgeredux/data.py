@@ -114,18 +114,21 @@ def python_docs() -> list[str]:
     """Prose sentences of 20 to 400 characters from pydoc_data.topics, in the order they stand there."""
     from pydoc_data.topics import topics
 
+    return [sentence for name in sorted(topics) for sentence in prose(topics[name])]
+
+
+def prose(text: str) -> list[str]:
+    """Sentences of 20 to 400 characters, mostly letters: grammar, code, tables and headings are no prose."""
     sentences: list[str] = []
-    for name in sorted(topics):
-        for paragraph in re.split(r"\n\s*\n", topics[name]):
-            lines = paragraph.strip("\n").split("\n")
-            # Grammar, code, tables and headings are no prose.
-            if any(re.search(r"(::=|>>>|^\s*[-=*+|^]{3,}|\|$)", line) for line in lines):
-                continue
-            joined = " ".join(line.strip() for line in lines)
-            for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z\"*])", joined):
-                letters = sum(character.isalpha() or character == " " for character in sentence)
-                if 20 <= len(sentence) <= 400 and letters >= 0.7 * len(sentence):
-                    sentences.append(sentence)
+    for paragraph in re.split(r"\n\s*\n", text):
+        lines = paragraph.strip("\n").split("\n")
+        if any(re.search(r"(::=|>>>|^\s*[-=*+|^]{3,}|\|$)", line) for line in lines):
+            continue
+        joined = " ".join(line.strip() for line in lines)
+        for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z\"*])", joined):
+            letters = sum(character.isalpha() or character == " " for character in sentence)
+            if 20 <= len(sentence) <= 400 and letters >= 0.7 * len(sentence):
+                sentences.append(sentence)
     return sentences
 
 

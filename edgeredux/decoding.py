@@ -55,7 +55,7 @@ def cache_of(model: Model) -> Cache:
     with torch.inference_mode():
         ids = torch.zeros(1, 2, dtype=torch.int64, device=module.device)
         try:
-            out = module(input_ids=ids, use_cache=True, past_key_values=_fresh())
+            out = module(input_ids=ids, use_cache=True, past_key_values=fresh_cache())
         except Exception as problem:  # whatever the model's own code stumbles over
             said = f"model {model.name}: it cannot run with a key-value cache: {problem}"
             raise ModelError(one_line(said, 300)) from problem
@@ -76,7 +76,8 @@ def cache_of(model: Model) -> Cache:
     return tuple(layers)
 
 
-def _fresh() -> Any:
+def fresh_cache() -> Any:
+    """A cache of transformers with nothing in it."""
     # Without a config every layer keeps all tokens; a sliding window is then in the mask, and exact at any length.
     from transformers import DynamicCache
 
@@ -99,7 +100,7 @@ def _module(decoder: torch.nn.Module, cache: Cache) -> torch.nn.Module:
         def forward(
             self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, *past: torch.Tensor
         ) -> dict[str, torch.Tensor]:
-            kept = _fresh()
+            kept = fresh_cache()
             for index in range(len(names) // 2):
                 kept.update(past[2 * index], past[2 * index + 1], index)
             more = {"position_ids": position_ids} if takes_positions else {}

@@ -11,8 +11,11 @@ from typing import Any
 from edgeredux import bundle
 from edgeredux.errors import BundleError, DataError, one_line
 from edgeredux.execute import onnx_session
-from edgeredux.generation import Decoder, Sampling, Timing
+from edgeredux.generation import Decoder, Feeds, Sampling, Timing
 from edgeredux.generation import generate as tokens_of
+from edgeredux.static_generation import TfliteDecoder
+
+_MODELS = ("model.onnx", "model.tflite")
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Answer:
 class Speaker:
     """A decoder, its tokenizer, the tokens that end a text, and how many tokens it can see."""
 
-    decoder: Decoder
+    decoder: Feeds
     tokenizer: Any
     stops: frozenset[int]
     context: int | None
@@ -97,28 +100,35 @@ class Speaker:
 def open_bundle(folder: Path, artifact: str | None, threads: int) -> Speaker:
     """The decoder of a bundle: its model.onnx, or the reduced (or "dense/NAME") artifact called `artifact`.
 
-    A folder without a manifest is read too when it holds model.onnx and a tokenizer. Raises BundleError or
-    ArtifactError, one line each.
+    A folder without a manifest is read too when it holds model.onnx or model.tflite and a tokenizer. Raises
+    BundleError or ArtifactError, one line each.
     """
     path = located(folder, artifact)
     tokenizer, config = _tokenizer(folder), _json(folder / "config.json")
-    decoder = Decoder(path, lambda: onnx_session(path, threads))
     stops = _stops(folder, config, tokenizer)
-    context = config.get("max_position_embeddings") or config.get("n_positions")
-    size = _size(decoder, tokenizer, folder)
-    return Speaker(decoder, tokenizer, stops, context if isinstance(context, int) and context > 0 else None, size)
+    said = config.get("max_position_embeddings") or config.get("n_positions")
+    context = said if isinstance(said, int) and said > 0 else None
+    decoder: Feeds
+    if path.suffix == ".tflite":
+        decoder = static = TfliteDecoder(path, threads)
+        context = min(context or static.length, static.length)
+    else:
+        decoder = Decoder(path, lambda: onnx_session(path, threads))
+    return Speaker(decoder, tokenizer, stops, context, _size(decoder, tokenizer, folder))
 
 
 def located(folder: Path, artifact: str | None) -> Path:
-    """The file of a bundle's decoder, its bytes verified, or the model.onnx of a folder. Raises BundleError."""
+    """The file of a bundle's decoder, its bytes verified, or the model file of a folder. Raises BundleError."""
     if (folder / bundle.MANIFEST).is_file():
         manifest = bundle.read_manifest(folder)
         path = folder / _path(folder, manifest, artifact)
         bundle.verify(folder, manifest, only=[path.relative_to(folder).as_posix()])
     else:
-        path = folder / "model.onnx"
-        if artifact is not None or not path.is_file():
-            raise BundleError(f"{folder}: no bundle, and no folder with model.onnx; make one with edgeredux run RECIPE")
+        path = next((path for name in _MODELS if (path := folder / name).is_file()), folder)
+        if artifact is not None or path == folder:
+            raise BundleError(
+                f"{folder}: no bundle, and no folder with {' or '.join(_MODELS)}; make one with edgeredux run RECIPE"
+            )
     return path
 
 
@@ -169,7 +179,7 @@ def _stops(folder: Path, config: dict[str, Any], tokenizer: Any) -> frozenset[in
     return frozenset(item for item in flat if isinstance(item, int))
 
 
-def _size(decoder: Decoder, tokenizer: Any, folder: Path) -> int:
+def _size(decoder: Feeds, tokenizer: Any, folder: Path) -> int:
     """How many tokens the model has; a tokenizer with others than these is refused."""
     size = int(decoder.feed([0]).shape[-1])
     if len(tokenizer) > size:

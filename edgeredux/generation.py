@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeredux import caching
 from edgeredux.errors import ArtifactError, DataError, one_line
@@ -121,6 +121,17 @@ class Decoder:
         return last
 
 
+class Feeds(Protocol):
+    """What generation needs of a decoder, whatever runs it."""
+
+    cache: caching.Cache
+    seen: int
+
+    def reset(self) -> None: ...
+
+    def feed(self, tokens: Sequence[int]) -> Array: ...
+
+
 @dataclass
 class Timing:
     """Wall-clock seconds of the prompt and of every token after the first."""
@@ -136,7 +147,7 @@ class Timing:
 
 
 def generate(
-    decoder: Decoder, prompt: Sequence[int], limit: int, stops: frozenset[int], sampling: Sampling, timing: Timing
+    decoder: Feeds, prompt: Sequence[int], limit: int, stops: frozenset[int], sampling: Sampling, timing: Timing
 ) -> Iterator[int]:
     """Up to `limit` new tokens after `prompt`, ended by one of `stops` (which is not given out). Fills `timing`."""
     choose = sampling.chooser()

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeredux import judge, registry, yardstick
+from edgeredux import judge, registry, roofline, yardstick
 from edgeredux.artifact import Artifact, sha256_file
 from edgeredux.decoding import with_past
 from edgeredux.errors import ArtifactError, EnvironmentProblem, InternalError
@@ -93,6 +93,7 @@ def job_for(
         samples_per_run=shapes.get("batch", measure.batch),
         target=use.target.name,
         conditions=conditions,
+        next_tokens=plan.interface.task == "causal-lm",
     )
     return job, limit
 
@@ -218,8 +219,12 @@ def _report(
     a, b = profiles["dense"], profiles["reduced"]
     shapes = plan.artifact(use.reduced).shapes
     read = {label: {name: from_json(value) for name, value in quality[label].items()} for label in quality}
-    before = judge.complete(a.readings, dense.size_bytes, read["dense"])
-    after = judge.complete(b.readings, reduced.size_bytes, read["reduced"])
+    bounds = {
+        artifact.role: roofline.readings(artifact.path, use.target, profile.readings)
+        for artifact, profile in ((dense, a), (reduced, b))
+    }
+    before = judge.complete({**a.readings, **bounds["dense"]}, dense.size_bytes, read["dense"])
+    after = judge.complete({**b.readings, **bounds["reduced"]}, reduced.size_bytes, read["reduced"])
     shares = judge.ratios(before, after, a, b)
     measure = Yardstick(plan.interface.task, (), (), None, plan.interface.pooling, plan.interface.output_names)
     fallbacks: AnyReading = Missing("this runner does not say which operators fell back")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 RESAMPLES = 1000
+NEXT_TOKENS = "next_tokens"  # an output that stands for a language model's logits: what `next_tokens` reads off them
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ def answer(task: str, outputs: Feed, feed: Feed, names: Sequence[str], pooling: 
     """
     import numpy as np
 
+    if task == "causal-lm" and NEXT_TOKENS in outputs:
+        return outputs[NEXT_TOKENS]
     for name in names:
         if name not in outputs:
             raise DataError(f"the model gave no output {name!r}. It gave: {', '.join(outputs)}")
@@ -91,6 +94,16 @@ def pool(hidden: Array, mask: Array, pooling: str) -> Array:
         pooled = (values * weights).sum(1) / np.maximum(weights.sum(1), 1e-9)
     length = np.linalg.norm(pooled, axis=-1, keepdims=True)
     return np.asarray(pooled / np.where(length == 0, 1.0, length))
+
+
+def without_logits(outputs: Feed, feed: Feed) -> Feed:
+    """The same outputs, logits [batch, sequence, vocabulary] reduced to what `answer` would read off them.
+
+    Logits of a large vocabulary are gigabytes a hundred texts. A file without that output keeps what it has.
+    """
+    if "logits" not in outputs:
+        return outputs
+    return {NEXT_TOKENS: answer("causal-lm", outputs, feed, ("logits",), "mean")}
 
 
 def next_tokens(logits: Array, tokens: Array, mask: Array) -> Array:

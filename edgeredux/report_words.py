@@ -29,6 +29,9 @@ METRIC_NAMES = {
     "decode_tokens_per_s": "Decode",
     "cache_bytes_per_token": "Key-value cache per token",
     "weight_mb_per_token": "Weights read per token",
+    "energy_mj_per_token": "Energy per token",
+    "decode_limit_tokens_per_s": "Decode, what memory allows",
+    "decode_share_of_limit": "Decode, share of what memory allows",
     "fallbacks": "Operators off the device",
 }
 FACT_NAMES = {

@@ -152,6 +152,7 @@ class ProfileJob:
     energy: Mapping[str, Any] = field(default_factory=dict)  # the target's energy section
     latency_model: Mapping[str, Any] | None = None  # the target's, fitted by tools/calibrate
     samples_per_run: int = 1  # model inputs (sentences, images) in one latency feed: throughput counts these
+    next_tokens: bool = False  # quality is read off a language model's logits: quality.without_logits may replace them
     target: str = ""  # the target's name
     conditions: Mapping[str, int] = field(default_factory=dict)  # threads, batch, sequence that latency is taken with
 

@@ -104,6 +104,9 @@ def test_a_context_too_short_to_time_is_missing_with_its_reason(
     )
     assert decoding_speed.is_decoder(job)
     timed = decoding_speed.measure(job, "all")["dense"]
+    energy = timed.pop("energy_mj_per_token")
+    assert isinstance(energy, Missing)
+    assert "neither a meter nor an energy model" in energy.reason
     assert all(isinstance(reading, Reading) for reading in timed.values())
     monkeypatch.setattr(decoding_speed, "PROMPT", 200)  # of 128 positions
     untimed = decoding_speed.measure(job, "all")["dense"]

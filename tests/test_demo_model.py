@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edgeredux
@@ -14,7 +15,7 @@ from edgeredux import recipe as recipes
 from edgeredux import sources
 from edgeredux.artifact import sha256_file
 from edgeredux.data import read_texts
-from edgeredux.demo import decoder, folder
+from edgeredux.demo import decoder, folder, texts
 from edgeredux.demo.settings import DEMOS
 from edgeredux.errors import ModelError, RecipeError, StorageError
 
@@ -29,19 +30,50 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_training_reads_the_training_part_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = read_texts("python-docs")
+    parts = read_texts("python-docs").parts
     seen: list[str] = []
     whole = decoder.tokenizer
     monkeypatch.setattr(decoder, "tokenizer", lambda said, settings: seen.extend(said) or whole(said, settings))
     model = edgeredux.load(str(folder.trained("tiny", TINY)), max_length=64)
-    assert seen == [example.text for example in texts.parts["training"]]
-    held_out = {example.text for part in ("calibration", "evaluation") for example in texts.parts[part]}
+    assert seen == [example.text for example in parts["training"]]
+    held_out = {example.text for part in ("calibration", "evaluation") for example in parts[part]}
     assert not held_out & set(seen)
     assert model.task == "causal-lm"
     assert model.module.get_output_embeddings().weight is model.module.get_input_embeddings().weight
     ids = model.tokenizer("def f(é): 日本")["input_ids"]
     assert model.tokenizer.convert_ids_to_tokens([ids[0], ids[-1]]) == ["<s>", "</s>"]
     assert model.tokenizer.decode(ids, skip_special_tokens=True) == "def f(é): 日本"
+
+
+def test_of_the_library_it_reads_nothing_that_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeredux.data import part_of
+
+    said = [f"Sentence number {number} of this file says nothing that another one says." for number in range(40)]
+    held_out = "The iterable is consumed until a value is found that is larger than the limit given."
+    near = "As ever, the iterable is consumed until a value is found that is larger than zero."
+    (tmp_path / "module.py").write_text(
+        f'"""{said[0]}\n\n{held_out}\n"""\n# {said[1]}\n\n\ndef f():\n    """{near}"""\n\n    # '
+        + "\n    #\n    # ".join(said[2:]),
+        encoding="utf-8",
+    )
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "module.py").write_text(f'"""{near.replace("iterable", "list")}"""', encoding="utf-8")
+    (tmp_path / "no_python.py").write_text("def :", encoding="utf-8")
+    monkeypatch.setattr(texts.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    assert texts.library_sentences([held_out]) == [text for text in said if part_of(text) == "training"]
+
+
+def test_windows_hold_every_text_as_often_as_said(cache: Path) -> None:
+    said = [example.text for example in read_texts("python-docs").parts["training"][:30]]
+    settings = dataclasses.replace(TINY, repeats=3)
+    read = decoder.tokenizer(said, settings)
+    made = decoder.windows(read, said[:20], said[20:], settings)
+    tokens = np.concatenate([window["input_ids"][0] for window in made])
+    texts_again = read.decode(tokens.tolist()).split("</s><s>")
+    assert [text.strip("<s>/ ") for text in texts_again[:10]] == [text.strip("<s>/ ") for text in said[20:]]
+    counts = [texts_again.count(text) for text in said[:20]]
+    assert sum(counts) in (59, 60)  # the last window, not full, is left out
+    assert all(window["input_ids"].shape == (1, settings.max_length) for window in made)
 
 
 def test_a_killed_training_ends_with_the_same_bytes(cache: Path) -> None:

@@ -12,11 +12,11 @@ import torch
 from conftest import Cli
 from test_prune_vocabulary import decoder
 
-from edgeredux import loading
+from edgeredux import loading, roofline
 from edgeredux.data import python_docs
 from edgeredux.errors import ArtifactError, DataError
 from edgeredux.generation import Sampling
-from edgeredux.readings import Reading
+from edgeredux.readings import Missing, Reading
 
 RECIPE = """
 edgeredux: 1
@@ -58,6 +58,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = report.targets[0]
     for side in (target.dense, target.reduced):
         assert all(isinstance(side[name], Reading) for name in GENERATION)
+        # host-cpu is any machine: what its memory allows is not known, and says so.
+        assert all(isinstance(side[name], Missing) for name in (roofline.LIMIT, roofline.SHARE))
     kept = [side["cache_bytes_per_token"] for side in (target.dense, target.reduced)]
     # One layer of two heads of 8 numbers for key and value, float32; one head is left.
     assert [getattr(reading, "value", None) for reading in kept] == [2 * 2 * 8 * 4, 2 * 8 * 4]
@@ -122,7 +124,7 @@ def test_an_installed_decoder_says_what_it_takes(bundle: Path, cli: Cli, tmp_pat
 def test_what_a_token_reads_is_all_but_the_table(bundle: Path) -> None:
     import onnx
 
-    from edgeredux.runners.decoding_speed import weight_bytes
+    from edgeredux.roofline import weight_bytes
 
     graph = onnx.load(bundle / "model.onnx").graph
     sizes = {item.name: len(item.raw_data) for item in graph.initializer}
@@ -131,6 +133,38 @@ def test_what_a_token_reads_is_all_but_the_table(bundle: Path) -> None:
     assert weight_bytes(bundle / "model.onnx") == sum(
         size for name, size in sizes.items() if name not in tables or name in others
     )
+
+
+def test_what_memory_allows_is_bandwidth_over_bytes(bundle: Path) -> None:
+    from edgeredux import target as targets
+
+    phone = targets.load("snapdragon-8-gen-3")  # 76.8 GB/s
+    path = bundle / "model.onnx"
+    bytes_per_token = roofline.weight_bytes(path) + 80 * 2 * 8 * 4  # one head of 8 numbers, key and value, float32
+    found = roofline.readings(path, phone, {"decode_tokens_per_s": Reading(1000.0, "tokens/s", "measured")})
+    limit, share = found[roofline.LIMIT], found[roofline.SHARE]
+    assert isinstance(limit, Reading)
+    assert isinstance(share, Reading)
+    assert limit.source == share.source == "estimated"
+    assert limit.value == pytest.approx(76.8e9 / bytes_per_token)
+    assert share.value == pytest.approx(1000 * bytes_per_token / 76.8e9)
+    untimed = roofline.readings(path, phone, {})[roofline.SHARE]
+    assert isinstance(untimed, Missing)
+    assert roofline.readings(bundle / "config.json", phone, {}) == {}
+
+
+def test_logits_are_reduced_to_what_quality_reads() -> None:
+    from edgeredux.quality import answer, without_logits
+
+    random = np.random.default_rng(0)
+    feed = {"input_ids": random.integers(0, 50, (2, 7)), "attention_mask": np.ones((2, 7), np.int64)}
+    feed["attention_mask"][0, 5:] = 0
+    outputs = {"logits": random.standard_normal((2, 7, 50)).astype(np.float32), "other": np.zeros(3)}
+    less = without_logits(outputs, feed)
+    assert sum(value.nbytes for value in less.values()) == 10 * 2 * 8  # 4 and 6 predicted tokens, two float64 each
+    given, wanted = (answer("causal-lm", each, feed, ("logits",), "mean") for each in (less, outputs))
+    np.testing.assert_array_equal(given, wanted)
+    assert without_logits({"hidden": outputs["other"]}, feed) == {"hidden": outputs["other"]}
 
 
 def test_refusals_are_one_line(bundle: Path, cli: Cli, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The commands that stand alone: prune, pack, unpack, generate, genai, init and doctor."""
+"""The commands that stand alone: prune, pack, unpack, generate, genai, litert, init and doctor."""
 
 from __future__ import annotations
 
@@ -161,6 +161,34 @@ def genai(
     say(f"wrote {out}: {answer['layers']} layers, {tried}")
     if answer["tokenizer"] not in (None, "same"):
         print(f"its tokenizer: {answer['tokenizer']}", file=sys.stderr)
+
+
+@app.command()
+def litert(
+    folder: BundleArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; nothing is overwritten.")],
+    prompt_tokens: Annotated[
+        int, typer.Option("--prompt-tokens", metavar="N", help="Tokens that go in at a time.")
+    ] = 64,
+    context: Annotated[int, typer.Option("--context", metavar="N", help="Tokens that are seen at most.")] = 256,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", help="Threads of the runtime.")] = 2,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """A bundle's decoder as a TFLite file with prefill and decode, tried with LiteRT; `generate` reads the folder."""
+    arguments = {
+        "folder": folder,
+        "out": out,
+        "prompt_tokens": prompt_tokens,
+        "context": context,
+        "threads": threads,
+    }
+    answer = child.run("edgeredux.litert_decoder:write", arguments, as_json, verbose)
+    if as_json:
+        print(json.dumps(answer, indent=1))
+        return
+    tried = f"LiteRT generates PyTorch's {answer['tokens'][0]} tokens after {len(answer['tokens'])} prompts"
+    say(f"wrote {out}: {answer['layers']} layers, {answer['model'] / 1e6:.1f} MB, {tried}")
 
 
 @app.command()

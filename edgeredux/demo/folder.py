@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -25,7 +26,7 @@ from edgeredux.seams import Progress, silent
 from edgeredux.workspace import storage_error, sync_folder, sync_path
 
 _MADE_BY = ("torch", "transformers", "tokenizers")
-_REVISION = 1  # of how it is trained: raise it when edgeredux/demo/decoder.py would give another model
+_REVISION = 2  # of how it is trained: raise it when edgeredux/demo/decoder.py would give another model
 
 
 def check(name: str) -> None:
@@ -76,6 +77,7 @@ def key(settings: DemoSettings, texts: TextData) -> str:
     said = {
         "settings": dataclasses.asdict(settings),
         "texts": texts.sha256,
+        "library": sys.version,  # its docstrings and comments are read, too
         "made by": {package: version(package) for package in _MADE_BY},
         "revision": _REVISION,
     }

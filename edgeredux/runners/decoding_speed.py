@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
+from edgeredux import measure as measuring
 from edgeredux.caching import of_onnx
 from edgeredux.errors import ArtifactError
 from edgeredux.generation import Decoder
 from edgeredux.readings import AnyReading, Missing, Reading, summarise
+from edgeredux.roofline import weight_bytes
 from edgeredux.seams import ProfileJob
 
 PROMPT, TOKENS, ROUNDS = 64, 32, 7  # tokens of the prompt, tokens decoded after it, rounds
 SPEEDS = ("time_to_first_token_ms", "prefill_tokens_per_s", "decode_tokens_per_s")
-_TABLES = ("Gather", "GatherBlockQuantized")
 
 
 def is_decoder(job: ProfileJob) -> bool:
@@ -25,8 +25,8 @@ def measure(job: ProfileJob, level: str) -> dict[str, dict[str, AnyReading]]:
     """In a child: the readings by label.
 
     time_to_first_token_ms and prefill_tokens_per_s at a prompt of 64 tokens, decode_tokens_per_s over the 32 that
-    follow (median of rounds, files in turns), cache_bytes_per_token, weight_mb_per_token: what each token must read,
-    which divided by the memory's bandwidth is the least time that it can take. `level`: ONNX Runtime's optimisations.
+    follow (median of rounds, files in turns), energy_mj_per_token of such a generation, cache_bytes_per_token and
+    weight_mb_per_token: what each token must read (roofline.py). `level`: ONNX Runtime's optimisations.
     """
     # Sessions whose threads do not spin after a run: they would take the cores from the one whose turn is next.
     decoders = {label: _decoder(job, label, level) for label in job.artifacts}
@@ -50,6 +50,7 @@ def measure(job: ProfileJob, level: str) -> dict[str, dict[str, AnyReading]]:
             "time_to_first_token_ms": summarise([1000 * s for s in first[label]], "ms", "measured", how),
             "prefill_tokens_per_s": summarise([PROMPT / s for s in first[label]], "tokens/s", "measured", how),
             "decode_tokens_per_s": summarise([TOKENS / s for s in later[label]], "tokens/s", "measured", how),
+            "energy_mj_per_token": _energy(job, decoder),
             **_sizes(job, label, decoder),
         }
     return found
@@ -72,6 +73,18 @@ def _once(decoder: Decoder) -> tuple[float, float, float]:
     return started, between, time.perf_counter()
 
 
+def _energy(job: ProfileJob, decoder: Decoder) -> AnyReading:
+    def work() -> None:
+        _once(decoder)
+
+    uncounted = Missing("multiply-accumulates are not counted on this runtime")
+    found = measuring.energy(job.energy, work, job.repeats, uncounted)
+    if isinstance(found, Missing):
+        return found
+    how = f"{found.how}; a prompt of {PROMPT} tokens and {TOKENS} more, over those {TOKENS}"
+    return Reading(found.value / TOKENS, "mJ/token", found.source, n=found.n, how=how, noisy=found.noisy)
+
+
 def _sizes(job: ProfileJob, label: str, decoder: Decoder) -> dict[str, AnyReading]:
     return {
         "cache_bytes_per_token": Reading(
@@ -87,16 +100,3 @@ def _sizes(job: ProfileJob, label: str, decoder: Decoder) -> dict[str, AnyReadin
             how="weights in the file that every token reads: all but tables of which it reads a row",
         ),
     }
-
-
-def weight_bytes(path: Path) -> int:
-    """Bytes of the initializers that some operator other than a table's look-up reads."""
-    import onnx_ir as ir
-
-    model = ir.load(path)
-    total = 0
-    for value in model.graph.initializers.values():
-        readers = {(node.op_type, index) for node, index in value.uses()}
-        if value.const_value is not None and not all(kind in _TABLES and index != 1 for kind, index in readers):
-            total += value.const_value.nbytes
-    return total

@@ -9,6 +9,7 @@ from typing import Any
 from edgeredux import measure
 from edgeredux.caching import is_present
 from edgeredux.machine import PeakMemory
+from edgeredux.quality import without_logits
 from edgeredux.readings import AnyReading, Missing, Reading
 from edgeredux.runners import inputs
 from edgeredux.seams import DeviceProfile, Feed, ProfileJob
@@ -61,14 +62,16 @@ def measure_all(job: ProfileJob, load: Callable[[str], Loaded]) -> Together:
 
     energy = {label: measure.energy(job.energy, work(label), job.repeats, uncounted) for label in calls}
     outputs = {
-        label: [_without_cache(model.run(model.fit(feed))) for feed in job.quality_feeds[label]]
+        label: [_wanted(job, model.run(model.fit(feed)), feed) for feed in job.quality_feeds[label]]
         for label, model in loaded.items()
     }
     return Together(timing, energy, outputs)
 
 
-def _without_cache(outputs: Feed) -> Feed:
-    return {name: value for name, value in outputs.items() if not is_present(name)}
+def _wanted(job: ProfileJob, outputs: Feed, feed: Feed) -> Feed:
+    """What quality is judged by: no cache, and of logits no more than is read off them."""
+    kept = {name: value for name, value in outputs.items() if not is_present(name)}
+    return without_logits(kept, feed) if job.next_tokens else kept
 
 
 def peak_memory(job: ProfileJob, label: str, load: Callable[[], Loaded], runtime: str) -> Reading:

@@ -28,6 +28,7 @@ def train(
     batches: Callable[[int], Feed],
     loss: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     *,
+    optimizer: torch.optim.Optimizer | None = None,
     zero: Mapping[str, torch.Tensor] | None = None,
     buffers: Mapping[str, torch.Tensor] | None = None,
     callbacks: Sequence[Callback] = (),
@@ -39,14 +40,16 @@ def train(
     """Train `weights` in place; the loss of each update, mean of its batches.
 
     `batches(number)` gives batch 0, 1, 2, ... as arrays (`Batches`); `loss` a scalar for a batch of tensors on the
-    weights' device. `zero` masks weights from the start (True = zero). `buffers` are the module's (batch
-    normalisation), kept in checkpoints. With `checkpoint`, a killed run goes on from that file (`identity` names the
-    run: a checkpoint of another one is refused) and ends with the same bytes as one that was not killed, on the same
-    machine and thread count. Afterwards no gradient is left. Raises ModelError when the loss is NaN or infinite.
+    weights' device. `optimizer` takes the place of the settings' own. `zero` masks weights from the start (True =
+    zero). `buffers` are the module's (batch normalisation), kept in checkpoints. With `checkpoint`, a killed run goes
+    on from that file (`identity` names the run: a checkpoint of another one is refused) and ends with the same bytes
+    as one that was not killed, on the same machine and thread count. Afterwards no gradient is left. Raises ModelError
+    when the loss is NaN or infinite.
     """
     if not weights:
         raise ModelError(f"{label}: no weight is left to train")
-    run = Run(settings, weights, Masks(weights, zero or {}), settings.make_optimizer(weights.values()))
+    made = settings.make_optimizer(weights.values()) if optimizer is None else optimizer
+    run = Run(settings, weights, Masks(weights, zero or {}), made)
     buffers = buffers or {}
     device = next(iter(weights.values())).device
     history = None if checkpoint is None else files.restore(checkpoint, run, buffers, callbacks, identity)
