@@ -31,8 +31,8 @@ def deploy(folder: Path, target: str, to: Path, host: str = "", progress: Progre
     """Install `target`'s reduced artifact into `to` (which must not exist, or be empty). Raises BundleError.
 
     `folder`: a bundle, or the packed file of one, which is expanded for the time of the installation. `host`: the
-    device's address where the target is another device (ssh: [USER@]HOST[:PORT]; adb: the serial number); `to` is a
-    folder there then, relative paths below the home folder (adb: below /data/local/tmp).
+    device's address where the target is another device (ssh: [USER@]HOST[:PORT]); `to` is a folder there then, relative
+    paths below the home folder.
     """
     if not packed.is_packed(folder):
         return _install(folder, target, to, host, progress)

@@ -17,12 +17,14 @@ from edgeredux import isolated
 from edgeredux.artifact import Artifact, Change
 from edgeredux.errors import ArtifactError, InternalError, one_line
 from edgeredux.execute import execute
-from edgeredux.narrowing import narrow
+from edgeredux.narrowing import Interface, narrow
 from edgeredux.parity import compare, token_masks
 from edgeredux.seams import Feed, Pass, PassContext, Progress, silent
 
 # Constants of more elements say no shape, axis or size.
 _SHAPE_ELEMENTS = 4096
+# Larger files are not run to learn their shapes: that takes their weights into memory a second time.
+_RUN_BYTES = 256 << 20
 
 
 def rewrite(
@@ -36,9 +38,10 @@ def rewrite(
     """The artifact after all passes, in order, each file kept as `folder`/"NN-<pass>.<format>".
 
     One Change a pass joins the history. Its details: `seconds`, `bytes_before`, `bytes_after`, `operators_before`,
-    `operators_after`, and for a pass that changed something `file` (the kept file's name) and `parity` (against the
-    file before this pass, on `feeds`, padding left out where a feed has an "attention_mask"). A pass whose file is
-    malformed or disagrees is rolled back: changed=False, why="rolled back: ...", `rolled_back` true.
+    `operators_after`, `macs_before`, `macs_after` (multiply-accumulates of the first feed, or {"missing": why}),
+    and for a pass that changed something `file` (the kept file's name) and `parity` (against the file before this pass,
+    on `feeds`, padding left out where a feed has an "attention_mask"). A pass whose file is malformed or disagrees is
+    rolled back: changed=False, why="rolled back: ...", `rolled_back` true.
     A pass whose details hold `interface` made inputs and outputs narrower (a cache with fewer heads): the feeds are cut
     the same way for what follows, and parity is that of the positions that stay.
     `parity` of the answer: {"passed", "worst": {"pass", "mean_cosine", "max_abs"}, "export", "passes": {name: parity}}.
@@ -96,7 +99,8 @@ def _apply(
 ) -> tuple[Change, list[Feed] | None]:
     """The pass's line of history and the new file's outputs; None where the file before it stays."""
     started = time.monotonic()
-    arguments = {"step": step, "source": current.path, "out": out, "context": context}
+    shapes = {name: tuple(value.shape) for name, value in feeds[0].items()} if feeds else {}
+    arguments = {"step": step, "source": current.path, "out": out, "context": context, "shapes": shapes}
     answer: dict[str, Any] = isolated.call(
         "edgeredux.rewrite:run_pass", arguments, log=context.log, what=f"pass {name} on {current.path.name}"
     )
@@ -107,6 +111,8 @@ def _apply(
         "bytes_after": current.size_bytes,
         "operators_before": answer["operators_before"],
         "operators_after": answer["operators_before"],
+        "macs_before": answer["macs_before"],
+        "macs_after": answer["macs_before"],
     }
 
     def line(changed: bool, why: str, **more: Any) -> Change:
@@ -131,7 +137,8 @@ def _apply(
     if not parity["passed"]:
         return rolled_back(f"the function changed: {parity['reason']}", parity=parity)
     new = Artifact.of(out, current.name, current.role)
-    details |= {"bytes_after": new.size_bytes, "operators_after": answer["operators_after"], "file": out.name}
+    details |= {"bytes_after": new.size_bytes, "file": out.name}
+    details |= {name: answer[name] for name in ("operators_after", "macs_after")}
     return line(True, said.why, parity=parity), made
 
 
@@ -147,19 +154,46 @@ def _remove(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def run_pass(step: Pass, source: Path, out: Path, context: PassContext) -> dict[str, Any]:
-    """In the child: {"change", "operators_before", "operators_after", "malformed"}; the last is None or one line."""
-    before = operators(source)
+def run_pass(
+    step: Pass, source: Path, out: Path, context: PassContext, shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
+    """In the child: "change", "malformed" (None or one line), and operators and MACs before and after."""
+    before, macs_before = operators(source), macs(source, shapes)
     try:
         change = step.run(source, out, context)
     finally:
         _no_litter(source)
-    answer = {"change": change, "operators_before": before, "operators_after": before, "malformed": None}
+    answer: dict[str, Any] = {"change": change, "malformed": None}
+    answer |= {"operators_before": before, "operators_after": before}
+    answer |= {"macs_before": macs_before, "macs_after": macs_before}
     if change.changed and out.is_file():
         answer["malformed"] = malformed(source, out)
         if answer["malformed"] is None:
-            answer["operators_after"] = operators(out)
+            narrower = _narrower(shapes, change.details.get("interface", {}))
+            answer |= {"operators_after": operators(out), "macs_after": macs(out, narrower)}
     return answer
+
+
+def macs(path: Path, shapes: Mapping[str, Sequence[int]]) -> int | dict[str, str]:
+    """Multiply-accumulates of one run on inputs of these shapes; {"missing": why} where they cannot be told."""
+    from edgeredux.prediction import onnx_graph, tflite_graph
+    from edgeredux.prediction.operators import total_macs
+
+    small = Artifact.of(path, path.stem, "reduced").size_bytes <= _RUN_BYTES
+    try:
+        found = tflite_graph.operators(path) if path.suffix == ".tflite" else onnx_graph.operators(path, shapes, small)
+        return round(total_macs(found))
+    except Exception as problem:  # a count is no part of the pass: a graph that the count is not made for has none
+        return {"missing": one_line(f"multiply-accumulates cannot be counted: {problem}", 200)}
+
+
+def _narrower(shapes: Mapping[str, Sequence[int]], interface: Interface) -> dict[str, list[int]]:
+    """The shapes of the inputs that stay, as `narrow` cuts the arrays."""
+    found = {name: list(shape) for name, shape in shapes.items()}
+    for name, axes in interface.items():
+        for axis, places in axes.items() if name in found else ():
+            found[name][int(axis)] = len(places)
+    return found
 
 
 def _no_litter(source: Path) -> None:

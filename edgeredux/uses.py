@@ -16,7 +16,7 @@ from edgeredux.target import PickSection, RuntimeSection, Target
 Targets: TypeAlias = Mapping[str, Mapping[str, UseSection]]  # as in a recipe
 There: TypeAlias = Mapping[str, Sequence[str]]  # role -> names of the artifacts that a bundle holds
 _ANY_DEVICE = ("replay", "estimate")  # runners that say nothing of what a device takes
-_ATTACHED = ("ssh", "adb")  # runners whose device the target's file may leave unnamed
+_ATTACHED = ("ssh",)  # runners whose device the target's file may leave unnamed
 _TIMED = ("latency", "throughput", "energy", "time_to_first", "prefill", "decode")  # metrics that need a clock
 ALL = "all"  # every shipped target, for artifacts that are there
 

@@ -120,9 +120,7 @@ def deploy(
     folder: DeployArgument,
     target: Annotated[str, typer.Option("--target", "-t", metavar="T", help="The target to deploy for.")],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where to install what the target needs.")],
-    host: Annotated[
-        str, typer.Option("--host", metavar="H", help="The device: [USER@]HOST[:PORT], or its serial number for adb.")
-    ] = "",
+    host: Annotated[str, typer.Option("--host", metavar="H", help="The device, over ssh: [USER@]HOST[:PORT].")] = "",
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:

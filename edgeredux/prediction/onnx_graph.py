@@ -137,15 +137,15 @@ _SIXTEEN = (4, 5)  # onnx.TensorProto.UINT16, INT16
 _ATTENTION = {"MultiHeadAttention", "Attention", "GroupQueryAttention"}
 
 
-def operators(path: Path, shapes: Mapping[str, Sequence[int]]) -> list[Operator]:
-    """What one run of the file does on inputs of these shapes, by name.
+def operators(path: Path, shapes: Mapping[str, Sequence[int]], run: bool = True) -> list[Operator]:
+    """What one run of the file does on inputs of these shapes, by name. `run`: where inference stops, run it once.
 
     Raises ArtifactError where shapes cannot be told, and on operators whose work is not known (loops, branches).
     """
-    return _Graph(path, shapes).operators()
+    return _Graph(path, shapes, run).operators()
 
 
-def _inferred(model: Any, path: Path) -> Any:
+def _inferred(model: Any, path: Path, run: bool) -> Any:
     """The model with shapes: those of ONNX's inference or, where that stops short of a product, those of a run."""
     import onnx
 
@@ -154,7 +154,7 @@ def _inferred(model: Any, path: Path) -> Any:
             node.domain = ""  # the same operators, from before the standard had 16 bits
     try:
         known = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        if _unknown(known) and all(_fixed(given) for given in known.graph.input):
+        if run and _unknown(known) and all(_fixed(given) for given in known.graph.input):
             return _executed(known, path)
     except Exception as problem:  # the C++ checker and ONNX Runtime raise kinds of their own
         raise ArtifactError(one_line(f"{path.name}: shapes cannot be inferred: {problem}")) from problem
@@ -210,7 +210,7 @@ def _executed(model: Any, path: Path) -> Any:
 
 
 class _Graph:
-    def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]], run: bool) -> None:
         import onnx
 
         self.path = path
@@ -229,7 +229,7 @@ class _Graph:
         stale = [item.name for item in (*model.graph.value_info,)]
         if stale:
             del model.graph.value_info[:]  # shapes of other inputs
-        known = _inferred(model, path)
+        known = _inferred(model, path, run)
         self.nodes = list(known.graph.node)
         self.shapes: dict[str, Shape] = dict(self.constants)
         for item in (*known.graph.value_info, *known.graph.input, *known.graph.output):

@@ -1,6 +1,6 @@
 """Commands on another device: what every way there offers, and how one command's bytes go both ways.
 
-Ways: ssh (link.py) and adb (adb.py). Each starts a client program of this machine and judges its exit code.
+The way that there is: ssh (link.py). It starts a client program of this machine and judges its exit code.
 """
 
 from __future__ import annotations
