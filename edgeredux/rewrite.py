@@ -155,9 +155,12 @@ def _remove(out: Path) -> None:
 
 
 def run_pass(
-    step: Pass, source: Path, out: Path, context: PassContext, shapes: Mapping[str, Sequence[int]]
+    step: Pass, source: Path, out: Path, context: PassContext, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, Any]:
-    """In the child: "change", "malformed" (None or one line), and operators and MACs before and after."""
+    """In the child: "change", "malformed" (None or one line), and operators and MACs (of inputs of these shapes, by
+    name; None: the file's own) before and after.
+    """
+    shapes = shapes or {}
     before, macs_before = operators(source), macs(source, shapes)
     try:
         change = step.run(source, out, context)
