@@ -97,7 +97,7 @@ def test_single_zeros_and_uneven_bands_do_not_hide_them() -> None:
 
 
 def test_scattered_zeros_are_no_bands() -> None:
-    kept = RNG.random((64, 64)) < 0.5
+    kept = np.random.default_rng(0).random((64, 64)) < 0.5
     assert all(density(groups.bands(), 64, 64) > 0.99 for groups in groupings(kept, 8))
 
 
