@@ -20,6 +20,7 @@ from edgeredux.rewrite import rewrite
 from edgeredux.seams import ExportJob, Feed, PassContext, ReduceContext
 from llm import checkpoint
 
+SAID = "STAGE "
 PASSES = ("decoder_fusions", "int4_weights")
 _OPTIONS = {"int4_weights": {"compute": "int8"}}  # as onnxruntime-genai's builder does: accuracy_level 4
 
@@ -29,7 +30,7 @@ def prune(source: Path, out: Path) -> None:
     model = loading.load(str(source))
     context = ReduceContext(model, checkpoint.feeds(64, 4, 64)[:2], [], 0, 1, out.parent)
     student, change = Structured(ffn=0.5, heads=0.5).apply(model, context)
-    print(change.why, flush=True)
+    _say(change.why)
     loading.save(student, out)
 
 
@@ -38,7 +39,7 @@ def trim(source: Path, out: Path, tokens: str = "32768") -> None:
     model = loading.load(str(source))
     context = ReduceContext(model, checkpoint.feeds(int(tokens) - 1, 16, 64), [], 0, 1, out.parent)
     student, change = Vocabulary().apply(model, context)
-    print(change.why, flush=True)
+    _say(change.why)
     loading.save(student, out)
 
 
@@ -49,7 +50,7 @@ def export(source: Path, out: Path) -> None:
     out.mkdir()
     job = ExportJob(model=model, samples=samples, out=out / "model.onnx", shapes={}, log=out / "log")
     change = TorchOnnx().export(job)
-    print(json.dumps(change.details["parity"]["max_abs"]), flush=True)
+    _say(json.dumps(change.details["parity"]["max_abs"]))
 
 
 def passes(source: Path, out: Path, names: str = ",".join(PASSES)) -> None:
@@ -61,10 +62,10 @@ def passes(source: Path, out: Path, names: str = ",".join(PASSES)) -> None:
     steps = [(name, registry.create("pass", name, _OPTIONS.get(name, {}), "bench_llm")) for name in names.split(",")]
     found = rewrite(Artifact.of(made, "llm", "reduced"), steps, PassContext(samples, out / "log", out), samples, out)
     for change in found.history:
-        print(f"{change.step}: {change.why}", flush=True)
+        _say(f"{change.step}: {change.why}")
         if not change.changed:
             raise SystemExit(f"{change.step} changed nothing")
-        print(json.dumps(change.details["parity"]["mean_cosine"]), flush=True)
+        _say(json.dumps(change.details["parity"]["mean_cosine"]))
     for path in out.glob("*.data"):
         path.unlink()
     found.path.rename(out / "model.onnx")
@@ -78,8 +79,13 @@ def serve(source: Path, out: Path) -> None:
     speaker = open_bundle(source, None, 1)
     text = "".join(speaker.stream("the first line of the file", 16, Sampling(), answer))
     del speaker
-    print(json.dumps({"text": text, **answer.to_json()}), flush=True)
-    print(json.dumps(genai.write(source, out, None, 1)), flush=True)
+    _say(json.dumps({"text": text, **answer.to_json()}))
+    _say(json.dumps(genai.write(source, out, None, 1)))
+
+
+def _say(text: str) -> None:
+    """A line of the stage's own, told from what the libraries print."""
+    print(f"{SAID}{text}", flush=True)
 
 
 def _feed(cache: caching.Cache, batch: int, tokens: int, past: int) -> Feed:
