@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeredux.errors import ArtifactError, one_line
+from edgeredux.prediction.onnx_shapes import ATTENTION, CONVOLUTIONS, PRODUCTS, fixed, inferred
 from edgeredux.prediction.operators import Kind, Operator, contraction, convolution_kind
 
 Shape = tuple[int, ...]
@@ -112,17 +113,6 @@ _KINDS: dict[str, Kind] = {
         "move",
     ),
 }
-_PRODUCTS = {
-    "MatMul",
-    "MatMulInteger",
-    "FusedMatMul",
-    "QLinearMatMul",
-    "Gemm",
-    "DynamicQuantizeMatMul",
-    "MatMulIntegerToFloat",
-    "QGemm",
-}
-_CONVOLUTIONS = {"Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvInteger", "ConvTranspose"}
 _INTEGER = {
     "MatMulInteger",
     "QLinearMatMul",
@@ -134,7 +124,6 @@ _INTEGER = {
 }
 _WEIGHT_AT = {"QLinearMatMul": 3, "QLinearConv": 3, "QGemm": 3}
 _SIXTEEN = (4, 5)  # onnx.TensorProto.UINT16, INT16
-_ATTENTION = {"MultiHeadAttention", "Attention", "GroupQueryAttention"}
 
 
 def operators(path: Path, shapes: Mapping[str, Sequence[int]], run: bool = True) -> list[Operator]:
@@ -143,70 +132,6 @@ def operators(path: Path, shapes: Mapping[str, Sequence[int]], run: bool = True)
     Raises ArtifactError where shapes cannot be told, and on operators whose work is not known (loops, branches).
     """
     return _Graph(path, shapes, run).operators()
-
-
-def _inferred(model: Any, path: Path, run: bool) -> Any:
-    """The model with shapes: those of ONNX's inference or, where that stops short of a product, those of a run."""
-    import onnx
-
-    for node in model.graph.node:
-        if node.domain == "com.microsoft" and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            node.domain = ""  # the same operators, from before the standard had 16 bits
-    try:
-        known = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        if run and _unknown(known) and all(_fixed(given) for given in known.graph.input):
-            return _executed(known, path)
-    except Exception as problem:  # the C++ checker and ONNX Runtime raise kinds of their own
-        raise ArtifactError(one_line(f"{path.name}: shapes cannot be inferred: {problem}")) from problem
-    return known
-
-
-def _fixed(value: Any) -> bool:
-    kind = value.type.tensor_type
-    return kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim)
-
-
-def _unknown(model: Any) -> bool:
-    """Whether a product or an operator of ONNX Runtime's own has an output whose shape was not inferred."""
-    told = {item.name for item in (*model.graph.value_info, *model.graph.output) if _fixed(item)}
-    costly = _PRODUCTS | _CONVOLUTIONS | _ATTENTION
-    return any(
-        name and name not in told
-        for node in model.graph.node
-        if node.op_type in costly or node.domain == "com.microsoft"
-        for name in node.output[:1]
-    )
-
-
-def _executed(model: Any, path: Path) -> Any:
-    """The model with the shapes that its tensors have when it runs once on ones."""
-    import numpy as np
-    import onnx
-    import onnxruntime as ort
-
-    whole = onnx.ModelProto()
-    whole.CopyFrom(model)
-    onnx.load_external_data_for_model(whole, str(path.parent))
-    said = {item.name for item in model.graph.output}
-    names = [name for node in model.graph.node for name in node.output if name and name not in said]
-    whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    wanted = ort.SessionOptions()
-    wanted.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    wanted.log_severity_level = 4
-    session = ort.InferenceSession(whole.SerializeToString(), wanted, providers=["CPUExecutionProvider"])
-    feed = {}
-    for given in model.graph.input:
-        kind = given.type.tensor_type
-        shape = [dim.dim_value for dim in kind.shape.dim]
-        feed[given.name] = np.ones(shape, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    outputs = [item.name for item in session.get_outputs()]
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    del found.graph.value_info[:]
-    for name, value in zip(outputs, session.run(outputs, feed), strict=True):
-        if name not in said:
-            found.graph.value_info.append(onnx.helper.make_tensor_value_info(name, 1, list(value.shape)))
-    return found
 
 
 class _Graph:
@@ -229,12 +154,12 @@ class _Graph:
         stale = [item.name for item in (*model.graph.value_info,)]
         if stale:
             del model.graph.value_info[:]  # shapes of other inputs
-        known = _inferred(model, path, run)
+        known = inferred(model, path, run)
         self.nodes = list(known.graph.node)
         self.shapes: dict[str, Shape] = dict(self.constants)
         for item in (*known.graph.value_info, *known.graph.input, *known.graph.output):
             dims = item.type.tensor_type.shape.dim
-            if _fixed(item):
+            if fixed(item):
                 self.shapes[item.name] = tuple(dim.dim_value for dim in dims)
         self.types = {item.name: item.data_type for item in model.graph.initializer}
         self.producers = {name: node for node in self.nodes for name in node.output}
@@ -265,10 +190,10 @@ class _Graph:
                 self.constants[name] = self.shapes.get(name, ())
 
     def _is_map(self, node: Any, given: str, made: str) -> bool:
-        if node.op_type in _CONVOLUTIONS:
+        if node.op_type in CONVOLUTIONS:
             return True
         rank = len(self.shapes.get(made, ()))
-        if node.op_type in ("Reshape", "Transpose", *_PRODUCTS):
+        if node.op_type in ("Reshape", "Transpose", *PRODUCTS):
             same = rank == len(self.shapes.get(given, ())) == 4
             return node.op_type == "Reshape" and same and self.maps.get(given, False)
         return self.maps.get(given, rank >= 4)
@@ -291,15 +216,15 @@ class _Graph:
             return self._recurrent(node)
         if not node.output[0] or node.output[0] not in self.shapes:
             # Integers that describe shapes are not always inferred, and cost nothing.
-            if kind in _PRODUCTS | _CONVOLUTIONS | _ATTENTION:
+            if kind in PRODUCTS | CONVOLUTIONS | ATTENTION:
                 self._shape(node.output[0], node)
             return []
         made = self._shape(node.output[0], node)
         reads = float(sum(math.prod(self.shapes.get(name, ())) for name in live))
         writes = float(math.prod(made))
-        if kind in _CONVOLUTIONS:
+        if kind in CONVOLUTIONS:
             return [self._convolution(node, reads, writes, made)]
-        if kind in _PRODUCTS:
+        if kind in PRODUCTS:
             return [self._product(node, reads, writes, made)]
         if kind == "MatMulNBits":
             values = {a.name: a.i for a in node.attribute}
@@ -308,7 +233,7 @@ class _Graph:
                     "linear", writes / values["N"], values["K"], values["N"], reads=reads, writes=writes, name="nbits"
                 )
             ]
-        if kind in _ATTENTION:
+        if kind in ATTENTION:
             return self._attention(node, made)
         before = self.made_by.get(live[0], "input")
         if kind in _CLAMPS and before not in ("input", "move"):
