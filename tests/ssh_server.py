@@ -17,6 +17,21 @@ import pytest
 
 SSHD = Path("/usr/sbin/sshd")
 
+# The connection goes after three million bytes of the first file that is sent: Server.device_python.
+CUT_IN_PUT = (
+    "if 'put' in words and first('put'):\n"
+    "    child = subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE)\n"
+    "    left = 3_000_000\n"
+    "    while left:\n"
+    "        piece = os.read(0, min(left, 65536))\n"
+    "        child.stdin.write(piece)\n"
+    "        left -= len(piece)\n"
+    "    child.stdin.close()\n"
+    "    child.wait()\n"
+    "    cut()\n"
+    "    sys.exit(1)\n"
+)
+
 
 @dataclass
 class Server:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import tiny_bert, tiny_llama
+from tiny_models import decoder_of, tiny_bert, tiny_llama
 
 from edgeredux import caching
 from edgeredux.decoding import with_cache
@@ -44,18 +44,7 @@ def decoder(family: str) -> Model:
         ),
         "gpt2": lambda: transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128),
     }[family]()
-    axes: dict[str, tuple[str | None, ...]] = dict.fromkeys(("input_ids", "attention_mask"), ("batch", "sequence"))
-    return Model(
-        module=transformers.AutoModelForCausalLM.from_config(config).eval(),
-        name=family,
-        task="causal-lm",
-        input_names=("input_ids", "attention_mask"),
-        output_names=("logits",),
-        axes={**axes, "logits": ("batch", "sequence", None)},
-        source=family,
-        sha256="0" * 64,
-        is_transformers=True,
-    )
+    return decoder_of(config, family)
 
 
 def feed(cache: caching.Cache, batch: int, tokens: int, past: int, padding: int = 0) -> Feed:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ssh_server import Server, serve
+from ssh_server import CUT_IN_PUT, Server, serve
 from test_ssh import HOSTILE, network
 
 from edgeredux import jobs
@@ -112,19 +112,6 @@ def test_a_file_in_the_place_and_a_wrong_address_are_refused(made: Path, server:
     assert not (server.folder / "a").exists()
 
 
-CUT_IN_PUT = (
-    "if 'put' in words and first('put'):\n"
-    "    child = subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE)\n"
-    "    left = 3_000_000\n"
-    "    while left:\n"
-    "        piece = os.read(0, min(left, 65536))\n"
-    "        child.stdin.write(piece)\n"
-    "        left -= len(piece)\n"
-    "    child.stdin.close()\n"
-    "    child.wait()\n"
-    "    cut()\n"
-    "    sys.exit(1)\n"
-)
 CUT_AFTER_COMMIT = (
     "if 'commit' in words and words[-1].endswith('there') and first('commit'):\n"
     "    subprocess.run([sys.executable, *words])\n"

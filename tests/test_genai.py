@@ -82,6 +82,14 @@ def test_greedy_tokens_are_those_of_generate(fused: Path, cli: Cli, tmp_path: Pa
     same_tokens(fused, tmp_path / "out")
 
 
+def test_a_folder_that_nobody_tried_has_not_passed(fused: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['onnxruntime_genai'] = None\n")
+    done = cli("genai", fused, tmp_path / "out")
+    assert done.returncode == 1, done.stderr
+    assert "not tried: onnxruntime-genai is not installed" in done.stdout + done.stderr
+    assert (tmp_path / "out" / genai.CONFIG).is_file()
+
+
 def test_attention_that_nothing_fused_keeps_a_growing_cache(fused: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(fused, source)

@@ -12,6 +12,7 @@ import torch
 import transformers
 from test_cache_export import feed
 from test_prune_structured import context
+from tiny_models import decoder_of, greedy_of_transformers
 
 import edgeredux
 from edgeredux import caching, registry
@@ -54,18 +55,7 @@ def decoder(kind: str) -> Model:
     sizes |= {"vocab_size": VOCABULARY, "tie_word_embeddings": False, "initializer_range": 0.5}
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **sizes)
-    axes: dict[str, tuple[str | None, ...]] = dict.fromkeys(("input_ids", "attention_mask"), ("batch", "sequence"))
-    return Model(
-        module=transformers.AutoModelForCausalLM.from_config(config).eval(),
-        name=kind,
-        task="causal-lm",
-        input_names=("input_ids", "attention_mask"),
-        output_names=("logits",),
-        axes={**axes, "logits": ("batch", "sequence", None)},
-        source=kind,
-        sha256="0" * 64,
-        is_transformers=True,
-    )
+    return decoder_of(config, kind)
 
 
 def exported(model: Model, folder: Path) -> Path:
@@ -81,19 +71,6 @@ def exported(model: Model, folder: Path) -> Path:
 def prompts(vocabulary: int) -> list[list[int]]:
     random = np.random.default_rng(0)
     return [random.integers(3, vocabulary, length).tolist() for length in (1, 3, 5, 9, 20)]
-
-
-def transformers_greedy(model: Model, prompt: list[int]) -> list[int]:
-    ids, module = torch.tensor([prompt]), model.module
-    made: torch.Tensor = module.generate(  # type: ignore[operator]
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=COUNT,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return list(made[0, len(prompt) :].tolist())
 
 
 class Forgetful(Decoder):
@@ -114,7 +91,7 @@ def same_tokens(model: Model, path: Path) -> None:
     """64 tokens after each of 5 prompts, and a cache gone wrong would be seen."""
     spoilt = []
     for prompt in prompts(model.module.config.vocab_size):  # type: ignore[union-attr]
-        wanted = transformers_greedy(model, prompt)
+        wanted = greedy_of_transformers(model.module, prompt, COUNT)
         assert greedy(path, prompt) == wanted
         spoilt.append(greedy(path, prompt, Forgetful) != wanted)
     assert sum(spoilt) >= 4, "texts that hang on no cache prove nothing"

@@ -12,6 +12,7 @@ from test_greedy_parity import UNEVEN
 from test_greedy_parity import decoder as random_decoder
 from test_prune_structured import context
 from test_prune_vocabulary import decoder
+from tiny_models import greedy_of_transformers
 
 from edgeredux import litert_decoder, loading
 from edgeredux.errors import ArtifactError, BundleError
@@ -43,17 +44,9 @@ def test_greedy_tokens_are_those_of_pytorch(folder: Path) -> None:
     texts = []
     for length in (1, 7, 8, 21):
         prompt = [5 + 11 * place % 100 for place in range(length)]
-        ids = torch.tensor([prompt])
-        wanted = module.generate(  # type: ignore[operator]
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=COUNT,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
+        wanted = greedy_of_transformers(module, prompt, COUNT)
         found = list(generate(opened, prompt, COUNT, frozenset(), Sampling(), Timing()))
-        assert found == wanted[0, length:].tolist()
+        assert found == wanted
         texts.append(found)
     assert len({token for text in texts for token in text}) > COUNT, "texts of one token prove nothing"
 

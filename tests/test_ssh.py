@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from ssh_server import Server, keygen, serve
+from ssh_server import CUT_IN_PUT, Server, keygen, serve
 
 from edgeredux.agent import process
 from edgeredux.errors import ArtifactError, EnvironmentProblem, StorageError, TargetError
@@ -143,19 +143,7 @@ def test_what_is_not_there_is_said_in_one_line(server: Server, tmp_path: Path) -
 def test_connection_cut_within_the_push_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
     path = network(tmp_path / "large.onnx", 40_000)  # 5 MB
     size = path.stat().st_size
-    python = server.device_python(
-        "if 'put' in words and first('put'):\n"
-        "    child = subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE)\n"
-        "    left = 3_000_000\n"
-        "    while left:\n"
-        "        piece = os.read(0, min(left, 65536))\n"
-        "        child.stdin.write(piece)\n"
-        "        left -= len(piece)\n"
-        "    child.stdin.close()\n"
-        "    child.wait()\n"
-        "    cut()\n"
-        "    sys.exit(1)\n"
-    )
+    python = server.device_python(CUT_IN_PUT)
     given = feeds(1)
     found = Ssh().profile(job(tmp_path, {"dense": path}, given, server.options(python=python)))["dense"]
     check_answers(found, path, given, tmp_path)

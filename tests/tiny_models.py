@@ -123,3 +123,35 @@ def tokens(model: Model, *sizes: tuple[int, int], padded: bool = True) -> list[F
             feed["token_type_ids"] = np.zeros((batch, sequence), np.int64)
         feeds.append(feed)
     return feeds
+
+
+def decoder_of(config: Any, name: str) -> Model:
+    """A causal language model of random weights, as transformers builds it from the config."""
+    import transformers
+
+    axes: dict[str, tuple[str | None, ...]] = dict.fromkeys(("input_ids", "attention_mask"), TOKENS)
+    return Model(
+        module=transformers.AutoModelForCausalLM.from_config(config).eval(),
+        name=name,
+        task="causal-lm",
+        input_names=("input_ids", "attention_mask"),
+        output_names=("logits",),
+        axes={**axes, "logits": ("batch", "sequence", None)},
+        source=name,
+        sha256="0" * 64,
+        is_transformers=True,
+    )
+
+
+def greedy_of_transformers(module: Any, prompt: list[int], count: int) -> list[int]:
+    """The `count` tokens that transformers itself goes on with; nothing ends them."""
+    ids = torch.tensor([prompt])
+    made = module.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=count,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return list(made[0, len(prompt) :].tolist())

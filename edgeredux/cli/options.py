@@ -38,3 +38,8 @@ ExporterOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model. Only if you trust it.")
 ]
+ArtifactOption = Annotated[
+    str | None, typer.Option("--artifact", metavar="A", help="Another ONNX artifact: NAME or dense/NAME.")
+]
+ThreadsOption = Annotated[int, typer.Option("--threads", metavar="N", help="Threads of the runtime.")]
+NewFolderArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; nothing is overwritten.")]

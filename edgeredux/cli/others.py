@@ -10,7 +10,17 @@ from typing import Annotated
 import typer
 
 from edgeredux.cli import child
-from edgeredux.cli.options import BundleArgument, DataOption, JsonOption, ModelOption, TrustOption, VerboseOption
+from edgeredux.cli.options import (
+    ArtifactOption,
+    BundleArgument,
+    DataOption,
+    JsonOption,
+    ModelOption,
+    NewFolderArgument,
+    ThreadsOption,
+    TrustOption,
+    VerboseOption,
+)
 from edgeredux.cli.output import new_file, say, table
 from edgeredux.errors import EnvironmentProblem, unknown
 
@@ -103,14 +113,12 @@ def unpack(
 def generate(
     folder: BundleArgument,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to go on from; - reads it from stdin.")],
-    artifact: Annotated[
-        str | None, typer.Option("--artifact", metavar="A", help="Another ONNX artifact: NAME or dense/NAME.")
-    ] = None,
+    artifact: ArtifactOption = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", help="New tokens at most.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", metavar="X", help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", metavar="K", help="Draw from the K likeliest.")] = 50,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the draw.")] = 0,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", help="Threads of the runtime.")] = 2,
+    threads: ThreadsOption = 2,
     raw: Annotated[bool, typer.Option("--raw", help="Do not put the prompt into the chat template.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -140,38 +148,39 @@ def generate(
 @app.command()
 def genai(
     folder: BundleArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; nothing is overwritten.")],
-    artifact: Annotated[
-        str | None, typer.Option("--artifact", metavar="A", help="Another ONNX artifact: NAME or dense/NAME.")
-    ] = None,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", help="Threads of the runtime.")] = 2,
+    out: NewFolderArgument,
+    artifact: ArtifactOption = None,
+    threads: ThreadsOption = 2,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """A bundle's decoder as a folder that onnxruntime-genai loads, tried with it where it is installed."""
+    """A bundle's decoder as a folder that onnxruntime-genai loads, tried with it; exit code 1 where it is not here."""
     arguments = {"folder": folder, "out": out, "artifact": artifact, "threads": threads}
     answer = child.run("edgeredux.genai:write", arguments, as_json, verbose)
+    tried = answer["tokens"] is not None  # a folder that nobody tried has passed nothing
     if as_json:
         print(json.dumps(answer, indent=1))
-        return
-    if answer["tokens"] is None:
-        tried = "not tried: onnxruntime-genai is not installed (pip install 'edgeredux[genai]')"
-    else:
-        tried = f"onnxruntime-genai generates the same {answer['tokens']} tokens from it"
-    say(f"wrote {out}: {answer['layers']} layers, {tried}")
+        raise typer.Exit(0 if tried else 1)
+    how = (
+        f"onnxruntime-genai generates the same {answer['tokens']} tokens from it"
+        if tried
+        else "not tried: onnxruntime-genai is not installed (pip install 'edgeredux[genai]')"
+    )
+    say(f"wrote {out}: {answer['layers']} layers, {how}")
     if answer["tokenizer"] not in (None, "same"):
         print(f"its tokenizer: {answer['tokenizer']}", file=sys.stderr)
+    raise typer.Exit(0 if tried else 1)
 
 
 @app.command()
 def litert(
     folder: BundleArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make; nothing is overwritten.")],
+    out: NewFolderArgument,
     prompt_tokens: Annotated[
         int, typer.Option("--prompt-tokens", metavar="N", help="Tokens that go in at a time.")
     ] = 64,
     context: Annotated[int, typer.Option("--context", metavar="N", help="Tokens that are seen at most.")] = 256,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", help="Threads of the runtime.")] = 2,
+    threads: ThreadsOption = 2,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
